@@ -1,0 +1,282 @@
+"""Every setting of every recipe on one page: one dataclass per section, free of torch so that `--help` answers at once.
+
+A recipe's own dataclass holds the sections that it uses. Each field runs with its default and says its unit; fields
+whose combination matters are checked in ``__post_init__``, before any work starts.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Files = str | list[str] | None
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be used: shown as one `error: …` line, without traceback, exit status 2."""
+
+
+@dataclass
+class SourceConfig:
+    """One of several sources of a mixture."""
+
+    path: Files = None
+    """Files or globs, like `data.train_files`."""
+    dataset: str | None = None
+    """Dataset on the Hub, or a `save_to_disk` folder."""
+    dataset_config: str | None = None
+    """Configuration of the dataset."""
+    split: str = "train"
+    """Split of the dataset."""
+    text_column: str | None = None
+    """Column that holds the text; null uses `data.text_column`."""
+    weight: float = 1.0
+    """Share of the training sequences, relative to the other sources."""
+    name: str | None = None
+    """What reports call it; null uses the path or dataset."""
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.dataset is None):
+            raise BadInput("each of data.sources needs either path or dataset")
+        if self.weight <= 0:
+            raise BadInput(f"data.sources: weight must be above 0, not {self.weight}")
+
+
+@dataclass
+class CleanConfig:
+    """Cleaning rules of `hfkit/text.py`, each with a switch. The defaults leave clean text of any language untouched."""
+
+    enabled: bool = True
+    """Apply the rules below; false reads the text as it is."""
+
+
+@dataclass
+class DedupConfig:
+    """Duplicate removal; the first document of each cluster stays."""
+
+    exact: bool = True
+    """Drop documents equal to an earlier one after whitespace and case are normalised."""
+    near: bool = True
+    """Drop documents whose shingles overlap an earlier document's by `threshold` or more (MinHash)."""
+    threshold: float = 0.8
+    """Jaccard similarity of shingle sets from which two documents count as near duplicates."""
+    shingle: int = 5
+    """Words a shingle; characters (three times as many) where the script has no spaces."""
+    permutations: int = 128
+    """Hash functions a signature; the error of the similarity estimate is about 1/sqrt(permutations)."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise BadInput(f"data.dedup.threshold must lie in (0, 1], not {self.threshold}")
+
+
+@dataclass
+class RowsConfig:
+    """Where rows come from; shared by every recipe's `data` section."""
+
+    train_files: Files = None
+    """Paths or globs: .txt .txt.gz .jsonl .jsonl.gz .jsonl.zst .csv .parquet, or a folder."""
+    validation_files: Files = None
+    """Like train_files; without them `validation_share` of the training documents is held out."""
+    test_files: Files = None
+    """Like train_files."""
+    dataset: str | None = None
+    """Dataset on the Hub, or a `save_to_disk` folder, instead of train_files."""
+    dataset_config: str | None = None
+    """Configuration of the dataset."""
+    split: str = "train"
+    """Split of the dataset to train on."""
+    validation_share: float = 0.1
+    """Share held out for validation, chosen by content hash, where no validation files are given."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read: `stop` with file:line, or `skip` and count it."""
+    max_documents: int | None = None
+    """Read at most this many documents of the training data."""
+    cache_dir: Path | None = None
+    """Prepared data, shared by all recipes; null is $HFKIT_CACHE or ~/.cache/hfkit."""
+
+    def __post_init__(self) -> None:
+        if self.train_files is not None and self.dataset is not None:
+            raise BadInput("give data.train_files or data.dataset, not both")
+        if not 0 <= self.validation_share < 1:
+            raise BadInput(f"data.validation_share must lie in [0, 1), not {self.validation_share}")
+
+
+@dataclass
+class DataConfig(RowsConfig):
+    """Which text, and how it is cut into documents, cleaned, deduplicated and packed."""
+
+    text_column: str = "text"
+    """Column of .jsonl, .csv, .parquet and datasets that holds the text."""
+    document: Literal["file", "paragraph", "line"] = "file"
+    """What one document of a .txt is."""
+    document_start: str | None = None
+    """Regular expression: a line of a .txt that matches begins a new document (overrides `document`)."""
+    split_by: Literal["document", "characters"] = "document"
+    """Hold out whole documents, or the last share of the text's characters (for one-file corpora)."""
+    streaming: bool = False
+    """Read the dataset as a stream, without downloading it first."""
+    sources: list[SourceConfig] = field(default_factory=list)
+    """A mixture of weighted sources instead of train_files (YAML)."""
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    """Cleaning rules."""
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    """Duplicate removal."""
+    decontaminate: bool = True
+    """Drop training documents that share a 13-word passage with the validation or test text."""
+    sequence_length: int = 512
+    """Targets per training row and evaluation window (tokens)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sources and (self.train_files is not None or self.dataset is not None):
+            raise BadInput("give data.sources or data.train_files/data.dataset, not both")
+        if self.sequence_length < 1:
+            raise BadInput(f"data.sequence_length must be at least 1, not {self.sequence_length}")
+
+
+@dataclass
+class TokenizerConfig:
+    """Train a tokenizer on the corpus, or load one."""
+
+    path: str | None = None
+    """Folder or Hub id of a tokenizer; null trains one."""
+    kind: Literal["bpe", "char"] = "bpe"
+    """Byte-level BPE (lossless on any text), or one token per character of the training text."""
+    vocab_size: int = 32768
+    """Tokens to train, special tokens included; a ceiling (BPE only)."""
+    sample_bytes: int = 200_000_000
+    """Bytes of training text that the tokenizer is trained on, drawn evenly from all sources."""
+
+    def __post_init__(self) -> None:
+        smallest = 256 + 6  # every byte, and tokenizer.SPECIAL_TOKENS
+        if self.path is None and self.kind == "bpe" and self.vocab_size < smallest:
+            raise BadInput(
+                f"tokenizer.vocab_size {self.vocab_size} is too small: byte-level BPE needs the 256 bytes and 6 special "
+                f"tokens, so at least {smallest}"
+            )
+
+
+@dataclass
+class ModelConfig:
+    """Which model: a preset built from scratch, or a folder or Hub id to go on from."""
+
+    preset: str = "small"
+    """Name of a shape in `hfkit/model.py`: tiny, mini, small, base, medium, large, xl, gpt2, qwen3-small …"""
+    path: str | None = None
+    """Folder or Hub id of a model to continue training; excludes preset."""
+    revision: str | None = None
+    """Branch, tag or commit of `path` on the Hub."""
+    config_overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of the transformers configuration that replace the preset's, such as {"num_hidden_layers": 4}."""
+    dropout: float = 0.0
+    """Dropout on embeddings and on what each block adds to the residual stream."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention implementation."""
+    trust_remote_code: bool = False
+    """Run model code that comes with `path`: only for authors you trust."""
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all, or Muon for the matrices inside the blocks and AdamW for the rest."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon's matrices."""
+    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
+    """Shape after warm-up; `wsd` is constant, then falls linearly over the last `decay_share` of the run."""
+    warmup_steps: int | None = None
+    """Optimizer steps of linear warm-up; null is 2 % of the run."""
+    min_learning_rate_share: float = 0.1
+    """Where cosine and linear end, as a share of the peak."""
+    decay_share: float = 0.2
+    """Share of the run over which `wsd` falls to zero."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices; biases, norms and embeddings have none."""
+    beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: float = 0.95
+    """Decay of AdamW's second moment."""
+    epsilon: float = 1e-8
+    """AdamW's denominator guard."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global L2 norm; 0 measures without clipping."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise BadInput(f"optim.learning_rate must be above 0, not {self.learning_rate}")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise BadInput(f"optim.warmup_steps must be at least 0, not {self.warmup_steps}")
+
+
+@dataclass
+class TrainConfig:
+    """Steps, batch sizes, precision, and how often to look up from training."""
+
+    max_steps: int | None = None
+    """Optimizer steps of the run; excludes epochs. 1000 where neither is given."""
+    epochs: float | None = None
+    """Passes over the training data; excludes max_steps."""
+    global_batch_size: int = 32
+    """Sequences per optimizer step, over all processes and micro-batches."""
+    global_batch_tokens: int | None = None
+    """Tokens per optimizer step, a multiple of data.sequence_length; replaces global_batch_size."""
+    micro_batch_size: int | None = None
+    """Sequences per forward pass and process; null takes the largest divisor up to 8. Changes speed and memory only."""
+    eval_every: int = 250
+    """Optimizer steps between evaluations (0: only at the end)."""
+    save_every: int = 250
+    """Optimizer steps between checkpoints (0: only at the end)."""
+    log_every: int = 10
+    """Optimizer steps between lines of metrics.jsonl."""
+    sample_every: int = 0
+    """Optimizer steps between printed samples (0: only at the end)."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, at least 2; the best one by validation loss is kept beside them."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: the launcher's if set, else bf16 on a GPU that has it, else fp32."""
+    compile: bool | None = None
+    """torch.compile the model; null: on CUDA only."""
+    max_skipped_steps: int = 0
+    """Steps with non-finite loss or gradient that may be skipped before the run stops with status 3."""
+
+    def __post_init__(self) -> None:
+        if self.max_steps is not None and self.epochs is not None:
+            raise BadInput("give train.max_steps or train.epochs, not both")
+        for name in ("max_steps", "global_batch_size", "global_batch_tokens", "micro_batch_size", "log_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise BadInput(f"train.{name} must be at least 1, not {value}")
+        if self.epochs is not None and self.epochs <= 0:
+            raise BadInput(f"train.epochs must be above 0, not {self.epochs}")
+        if self.keep_checkpoints < 2:
+            raise BadInput(f"train.keep_checkpoints must be at least 2, not {self.keep_checkpoints}")
+        if self.micro_batch_size and self.global_batch_tokens is None and self.global_batch_size % self.micro_batch_size:
+            raise BadInput(
+                f"train.global_batch_size {self.global_batch_size} is not a multiple of "
+                f"train.micro_batch_size {self.micro_batch_size}"
+            )
+
+
+@dataclass
+class TrackingConfig:
+    """Where figures go besides the console, metrics.jsonl and report.html."""
+
+    to: list[str] = field(default_factory=list)
+    """Trackers that Accelerate knows, such as [tensorboard] or [wandb]."""
+
+
+@dataclass
+class GenerationSettings:
+    """How text is sampled."""
+
+    max_new_tokens: int = 100
+    """Tokens to add at most."""
+    temperature: float = 0.8
+    """Divides the logits; 0 is greedy."""
+    top_k: int = 0
+    """Sample among the k most probable tokens; 0 is no limit."""
+    top_p: float = 0.95
+    """Sample among the most probable tokens that hold this share of the probability."""
