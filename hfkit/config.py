@@ -1,0 +1,285 @@
+"""A recipe's configuration: dataclass defaults, then YAML files, then command-line flags; and back to YAML.
+
+jsonargparse checks the types and writes ``--help``; the code here finds keys that do not exist, applies the sources in
+that order wherever ``--config`` stands, and turns every mistake into one line with exit status 2. Nothing imported here
+needs torch, so that a typo answers in a fraction of a second.
+"""
+
+import difflib
+import json
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterable
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from hfkit.files import write_atomic
+from hfkit.settings import BadInput
+
+Config = TypeVar("Config")
+
+
+def parse_config(config_class: type[Config], args: list[str] | None = None) -> Config:
+    """Build a ``config_class`` from its defaults, ``--config FILE`` and ``--section.field VALUE`` flags.
+
+    Later sources win; of several files, the later one. An unknown key, a value of the wrong type, an unreadable file
+    or a value that a ``__post_init__`` refuses prints one ``error: …`` line and exits with status 2. ``--help`` and
+    ``--print_config`` print and exit with 0.
+
+    Args:
+        config_class: A dataclass, possibly holding other dataclasses; its docstrings become ``--help``.
+        args: Command-line words; ``None`` reads ``sys.argv``.
+    """
+    words = sys.argv[1:] if args is None else args
+    try:
+        hints = field_hints(config_class)
+        flags, files, switches = _split_words(words, hints)
+        parser = _build_parser(config_class, with_docstrings="--help" in switches)
+        if "--help" in switches:
+            parser.print_help()
+            raise SystemExit(0)
+        values = parser.get_defaults()
+        for path in files:
+            content = _read_yaml(path)
+            _check_keys(content, config_class, where=str(path))
+            values = _parse(hints, lambda c=content, v=values: parser.parse_object(c, cfg_base=v), where=f"{path}: ")
+        values = _parse(hints, lambda: parser.parse_args(flags, namespace=values), where="--")
+        config = config_class(**vars(parser.instantiate(values)))
+    except BadInput as error:
+        fail(str(error))
+    if "--print_config" in switches:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write ``config`` as YAML that ``parse_config`` reads back to an equal object."""
+    write_atomic(path, to_yaml(config))
+
+
+def to_yaml(config: Any) -> str:
+    """Return ``config`` as the text of a YAML file, in the order of its fields."""
+    return yaml.dump(config_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """Return ``config`` as nested dictionaries and lists of JSON's types: paths become strings.
+
+    Example:
+        >>> from hfkit.settings import TrackingConfig
+        >>> config_dict(TrackingConfig(to=["tensorboard"]))
+        {'to': ['tensorboard']}
+    """
+    return _plain(asdict(config))
+
+
+def fail(message: str) -> NoReturn:
+    """Print ``error: message`` as one line on stderr and leave with status 2, the status of bad input."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
+
+
+def field_hints(config_class: type, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every setting by its dotted key, sections opened up.
+
+    Example:
+        >>> from hfkit.settings import DataConfig
+        >>> field_hints(DataConfig, "data.")["data.dedup.threshold"]
+        <class 'float'>
+    """
+    hints: dict[str, Any] = {}
+    for name, hint in get_type_hints(config_class).items():
+        if is_dataclass(hint):
+            hints |= field_hints(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            hints[prefix + name] = hint
+    return hints
+
+
+def describe(hint: Any) -> str:
+    """Return in words what a setting of this type accepts.
+
+    Example:
+        >>> describe(int | None), describe(Literal["stop", "skip"])
+        ('a whole number or null', 'stop or skip')
+    """
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
+    if hint in names:
+        return names[hint]
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(map(describe, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if get_origin(hint) is list:
+        return f"a list ({describe(get_args(hint)[0])} each)"
+    if is_dataclass(hint):
+        return "a mapping with keys among " + ", ".join(field.name for field in fields(hint))
+    return {Path: "a path"}.get(hint, "a mapping (JSON on the command line)")
+
+
+def _split_words(words: list[str], hints: dict[str, Any]) -> tuple[list[str], list[Path], set[str]]:
+    """Sort the command line into flags for the parser, configuration files and switches such as ``--help``."""
+    flags: list[str] = []
+    files: list[Path] = []
+    switches: set[str] = set()
+    for key, values in _group_words(words):
+        if key in ("help", "print_config"):
+            switches.add(f"--{key}")
+        elif key == "config":
+            if len(values) != 1:
+                raise BadInput("--config needs one YAML file (give it again for more)")
+            files.append(Path(values[0]))
+        else:
+            flags.append(f"--{key}={_flag_value(key, values, hints)}")
+    return flags, files, switches
+
+
+def _group_words(words: list[str]) -> Iterable[tuple[str, list[str]]]:
+    """Return each flag, without dashes, with the words that follow it up to the next flag."""
+    groups: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word == "-h":
+            groups.append(("help", []))
+        elif word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            groups.append((key, [value] if equals else []))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            raise BadInput(f"{word!r} belongs to no flag: settings are given as --section.field value")
+    return groups
+
+
+def _flag_value(key: str, values: list[str], hints: dict[str, Any]) -> str:
+    """Return the one word that the parser takes for a flag: a bare switch is true, several words are a list."""
+    mapping = key.rsplit(".", 1)[0]  # --model.config_overrides.num_hidden_layers 4 sets one entry of a mapping
+    if key not in hints and get_origin(hints.get(mapping)) is not dict:
+        raise BadInput(f"there is no setting --{key}{_suggest(key, hints, '--')}")
+    hint = hints.get(key, str)
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not values and bool in kinds:
+        return "true"
+    if not values:
+        raise BadInput(f"--{key} needs a value: {describe(hint)}")
+    is_list = any(get_origin(kind) is list for kind in kinds)
+    if is_list and (len(values) > 1 or (str not in kinds and not values[0].startswith("["))):
+        return json.dumps(values)
+    if len(values) > 1:
+        raise BadInput(f"--{key} takes one value, {describe(hint)}, not {len(values)}: {' '.join(values)}")
+    return values[0]
+
+
+def _build_parser(config_class: type, with_docstrings: bool) -> ArgumentParser:
+    """Return the parser; field docstrings are read for ``--help`` only, since they double the time it takes."""
+    set_parsing_settings(
+        docstring_parse_attribute_docstrings=with_docstrings,
+        instantiate_subclass_spec_in_any=False,  # a mapping that happens to hold `class_path` is only a mapping
+    )
+    parser = ArgumentParser(description=config_class.__doc__, allow_abbrev=False, exit_on_error=False)
+    if with_docstrings:  # only to be listed: `_split_words` takes them off the command line
+        parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below; flags win over it.")
+        parser.add_argument("--print_config", action="store_true", help="Print the resulting configuration as YAML.")
+    parser.add_class_arguments(config_class, nested_key=None)
+    return parser
+
+
+def _parse(hints: dict[str, Any], parse: Any, where: str) -> Namespace:
+    """Return what ``parse`` returns; its complaint becomes a line with the key, the value and what is accepted."""
+    try:
+        return parse()
+    except ArgumentError as error:
+        message = str(error)
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    given = re.findall(r"(?:Got|Given) value: (.*)", message)
+    for parent, hint in hints.items():
+        if key.startswith(f"{parent}.") and get_origin(hint) is list:  # a list of mappings: their fields are keys, too
+            hints = hints | field_hints(get_args(hint)[0], f"{parent}.")
+    if key in hints and given:
+        message = f"{key} takes {describe(hints[key])}, not {given[-1]!r}"
+    raise BadInput(where + message)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise BadInput(f"--config {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"--config {path} is not UTF-8 text: byte {error.start}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
+        raise BadInput(f"{line}: not YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not YAML: {error}") from None
+    if content is None:  # only comments
+        return {}
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} must hold `key: value` lines, not {type(content).__name__}")
+    return content
+
+
+def _check_keys(content: Any, config_class: type, where: str, prefix: str = "") -> None:
+    """Refuse keys that ``config_class`` does not have, and sections that are not mappings."""
+    if not isinstance(content, dict):
+        raise BadInput(f"{where}: {prefix.rstrip('.')} takes {describe(config_class)}, not {content!r}")
+    hints = get_type_hints(config_class)
+    for key, value in content.items():
+        if key not in hints:
+            known = field_hints(config_class, prefix)
+            raise BadInput(f"{where}: there is no setting {prefix}{key}{_suggest(f'{prefix}{key}', known)}")
+        hint = hints[key]
+        item = next(iter(get_args(hint)), None)
+        if is_dataclass(hint):
+            _check_keys(value, hint, where, f"{prefix}{key}.")  # type: ignore[arg-type]
+        elif is_dataclass(item) and isinstance(value, list):
+            for entry in value:
+                _check_keys(entry, item, where, f"{prefix}{key}.")  # type: ignore[arg-type]
+
+
+def _suggest(key: str, known: Iterable[str], dashes: str = "") -> str:
+    """Return the question after an unknown key: the nearest dotted key, or the nearest last part in any section."""
+    keys = [*known, "config", "print_config", "help"] if dashes else list(known)
+    last = {name.rsplit(".", 1)[-1]: name for name in reversed(keys)}
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+    near = near or [last[name] for name in difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)]
+    return f"; did you mean `{dashes}{near[0]}`?" if near else "; --help lists them all"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain scalars as YAML 1.2 does: `1e-3` is a number; `no`, `on` and `2024-01-01` are text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads back: text that would look like a number to it is quoted."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # a list used twice is written twice, not as `*id001`
+        return True
+
+
+_WHOLE = r"[-+]?(0|[1-9][0-9_]*)"
+_SCALARS = {
+    "null": (r"~|null|", "~n"),
+    "bool": (r"true|false", "tf"),
+    "int": (_WHOLE, "-+0123456789"),
+    "float": (rf"({_WHOLE}(\.[0-9]*)?|[-+]?\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
+}
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    for _name, (_pattern, _first) in _SCALARS.items():
+        characters = [*_first, ""] if _name == "null" else list(_first)
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), characters)
