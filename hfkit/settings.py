@@ -5,6 +5,7 @@ whose combination matters are checked in ``__post_init__``, before any work star
 """
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,43 @@ class CleanConfig:
 
     enabled: bool = True
     """Apply the rules below; false reads the text as it is."""
+    surrogates: bool = True
+    """Join UTF-16 surrogate pairs; a lone surrogate becomes U+FFFD."""
+    mojibake: bool = True
+    """Undo wrong decodings such as `Ã©` for `é` (ftfy)."""
+    controls: bool = True
+    """Remove control characters, terminal escapes and stray byte-order marks."""
+    nfc: bool = True
+    """Unicode normal form C; CJK compatibility ideographs stay."""
+    whitespace: bool = False
+    """Unix line ends, no trailing spaces, at most two blank lines in a row."""
+    boilerplate: bool = False
+    """Remove short lines with the phrases of web pages' frames: cookie notices, log-in links."""
+    mask_urls: bool = False
+    """Replace web addresses by [url]."""
+    mask_emails: bool = False
+    """Replace e-mail addresses by [email]."""
+    min_characters: int = 0
+    """Drop shorter documents."""
+    max_characters: int | None = None
+    """Drop longer documents; null is no limit."""
+    max_symbol_share: float = 1.0
+    """Drop documents with a larger share of punctuation and symbols among their visible characters."""
+    max_digit_share: float = 1.0
+    """Drop documents with a larger share of digits among their visible characters."""
+    repetition: bool = False
+    """Drop documents whose lines, paragraphs or word sequences repeat too much (limits of Gopher, Rae et al. 2021)."""
+    languages: list[str] = field(default_factory=list)
+    """Keep documents in these languages only (ISO 639-1, such as [en, de]); empty keeps all. Needs hfkit[corpus]."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_symbol_share", "max_digit_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"data.clean.{name} must lie in [0, 1], not {getattr(self, name)}")
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise BadInput(
+                f"data.clean.max_characters {self.max_characters} is below min_characters {self.min_characters}"
+            )
 
 
 @dataclass
@@ -253,7 +291,11 @@ class TrainConfig:
             raise BadInput(f"train.epochs must be above 0, not {self.epochs}")
         if self.keep_checkpoints < 2:
             raise BadInput(f"train.keep_checkpoints must be at least 2, not {self.keep_checkpoints}")
-        if self.micro_batch_size and self.global_batch_tokens is None and self.global_batch_size % self.micro_batch_size:
+        if (
+            self.micro_batch_size
+            and self.global_batch_tokens is None
+            and self.global_batch_size % self.micro_batch_size
+        ):
             raise BadInput(
                 f"train.global_batch_size {self.global_batch_size} is not a multiple of "
                 f"train.micro_batch_size {self.micro_batch_size}"
@@ -266,6 +308,15 @@ class TrackingConfig:
 
     to: list[str] = field(default_factory=list)
     """Trackers that Accelerate knows, such as [tensorboard] or [wandb]."""
+
+    def __post_init__(self) -> None:
+        known = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+        installed = [name for name in known if find_spec(name)]
+        if wrong := [name for name in self.to if name not in installed]:
+            raise BadInput(
+                f"tracking.to: {wrong[0]!r} is {'not installed' if wrong[0] in known else 'no tracker'}; "
+                f"there are {', '.join(known)}; installed: {', '.join(installed) or 'none'}"
+            )
 
 
 @dataclass
