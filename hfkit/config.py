@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -182,11 +182,16 @@ def _build_parser(config_class: type, with_docstrings: bool) -> ArgumentParser:
         docstring_parse_attribute_docstrings=with_docstrings,
         instantiate_subclass_spec_in_any=False,  # a mapping that happens to hold `class_path` is only a mapping
     )
-    parser = ArgumentParser(description=config_class.__doc__, allow_abbrev=False, exit_on_error=False)
+    usage = "%(prog)s [--config FILE] [--section.field VALUE …]"
+    parser = ArgumentParser(usage=usage, description=config_class.__doc__, allow_abbrev=False, exit_on_error=False)
     if with_docstrings:  # only to be listed: `_split_words` takes them off the command line
         parser.add_argument("--config", metavar="FILE", help="YAML file with any of the keys below; flags win over it.")
         parser.add_argument("--print_config", action="store_true", help="Print the resulting configuration as YAML.")
     parser.add_class_arguments(config_class, nested_key=None)
+    for action in parser._actions:  # of jsonargparse's other ways to give a value, `--help` shows none
+        action.option_strings = [flag for flag in action.option_strings if not flag.endswith("+")]
+        if action.metavar == "CONFIG":
+            action.help = SUPPRESS
     return parser
 
 
