@@ -1,0 +1,124 @@
+"""Work that one process does and every process needs: a keyed folder, built once, seen by all.
+
+Whoever creates the lock file beside the target builds it in a temporary folder and renames that into place; the others
+wait for the target to appear on disk. No process group is needed, so no collective waits for a tokenizer. The holder
+touches its lock every few seconds; one that is dead or silent for a minute is replaced. A build that fails publishes
+its error, and the waiters stop with it.
+"""
+
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from hfkit.files import read_json, sync, write_json
+from hfkit.settings import BadInput
+
+SILENCE = 60.0  # seconds without a heartbeat after which a holder counts as dead
+HEARTBEAT = 5.0  # seconds
+
+
+def build_once(target: Path, build: Callable[[Path], None], ready: Callable[[Path], bool] = Path.is_dir) -> bool:
+    """Make sure that folder ``target`` is there, built by one process; return whether this one built it.
+
+    Args:
+        target: Where the folder belongs; its name should be a key of everything that it depends on.
+        build: Fills the empty folder that it is given.
+        ready: Whether an existing target can be used as it is; one that cannot is built again.
+
+    Raises:
+        BadInput: what ``build`` raised, in the process that built and in those that waited.
+    """
+    if ready(target):
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock, failure = target.with_name(f".{target.name}.lock"), target.with_name(f".{target.name}.error")
+    begin = time.time()
+    while not ready(target):
+        if _acquire(lock):
+            try:
+                return False if ready(target) else _build(target, build, lock, failure)
+            finally:
+                lock.unlink(missing_ok=True)
+        error = read_json(failure)
+        if error and error["time"] > begin:
+            raise BadInput(error["message"])
+        time.sleep(0.2)
+    return False
+
+
+def _build(target: Path, build: Callable[[Path], None], lock: Path, failure: Path) -> bool:
+    for left in target.parent.glob(f".tmp-{target.name}-*"):  # of killed builds: only the lock's holder gets here
+        shutil.rmtree(left, ignore_errors=True)
+    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    stop = threading.Event()
+    threading.Thread(target=_beat, args=(lock, stop), daemon=True).start()
+    try:
+        build(temporary)
+        sync(temporary)
+        if target.exists():  # present but not usable: out of the way, and named by whoever found that out
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        sync(target.parent)
+        failure.unlink(missing_ok=True)
+    except BadInput as error:
+        write_json(failure, {"message": str(error), "time": time.time()})
+        raise
+    finally:
+        stop.set()
+        shutil.rmtree(temporary, ignore_errors=True)
+    return True
+
+
+def _acquire(lock: Path) -> bool:
+    """Create the lock file, or take over one whose holder is dead or silent."""
+    try:
+        with lock.open("x") as file:
+            file.write(f"{socket.gethostname()} {os.getpid()}")
+        return True
+    except FileExistsError:
+        if _abandoned(lock):
+            stale = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                os.replace(lock, stale)  # only one waiter's rename succeeds; then all compete for a new lock
+                stale.unlink()
+            except FileNotFoundError:
+                pass
+        return False
+
+
+def _abandoned(lock: Path) -> bool:
+    try:
+        silent = time.time() - lock.stat().st_mtime
+        holder = lock.read_text().split()
+    except FileNotFoundError:
+        return False
+    if silent > SILENCE:
+        return True
+    if len(holder) != 2:  # being written
+        return silent > HEARTBEAT
+    host, pid = holder
+    return host == socket.gethostname() and not _alive(int(pid))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _beat(lock: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT):
+        try:
+            os.utime(lock)
+        except FileNotFoundError:
+            return

@@ -1,0 +1,133 @@
+"""Losses: modules that turn a batch into (summed loss, number of targets), the only thing the loop knows of a task.
+
+Sums and counts, not means: divided by the number of targets of the whole optimizer step, the gradient is the same for
+every split into processes and micro-batches.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hfkit.data.shards import IGNORE_INDEX
+from hfkit.model import isolation_mask
+
+CHUNK = 1 << 22  # logits held at once; 4 M fp32 values are 16 MB, about a last-level cache
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of ``hidden @ weight.T`` against ``targets``, in chunks of rows.
+
+    The forward pass makes the gradients as it goes, so that no (rows × vocabulary) tensor outlives its chunk and
+    nothing is computed twice; the price is one gradient of ``hidden`` and one of ``weight`` kept until backward.
+    Products run in the dtype of ``hidden``; the sum and the weight's gradient are fp32.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        context, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float, with_gradients: bool
+    ) -> Tensor:
+        """See ``chunked_cross_entropy``; ``upstream`` is the factor that backward will receive, give or take."""
+        matrix = weight.to(hidden.dtype)
+        hidden_gradient = torch.empty_like(hidden) if with_gradients else None
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        rows_at_once = max(1, CHUNK // len(weight))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), rows_at_once):
+                rows, wanted = hidden[start : start + rows_at_once], targets[start : start + rows_at_once]
+                counted = wanted != IGNORE_INDEX
+                wanted = wanted.clamp(min=0)[:, None]
+                logits = (rows @ matrix.T).float()  # (chunk, vocabulary)
+                normaliser = logits.logsumexp(-1, keepdim=True)
+                total += ((normaliser - logits.gather(1, wanted))[:, 0] * counted).sum()
+                if with_gradients:
+                    gradient = logits.sub_(normaliser).exp_()  # probabilities …
+                    gradient.scatter_add_(1, wanted, gradient.new_full(wanted.shape, -1.0))  # … minus the target
+                    # Scaled in fp32 before the cast: fp16 holds nothing below 6e-8, where most probabilities lie.
+                    gradient = gradient.mul_(counted[:, None] * upstream).to(hidden.dtype)
+                    torch.mm(gradient, matrix, out=hidden_gradient[start : start + rows_at_once])
+                    if hidden.dtype == torch.float32:
+                        weight_gradient.addmm_(gradient.T, rows)
+                    else:
+                        weight_gradient += (gradient.T @ rows).float()
+        context.save_for_backward(hidden_gradient, weight_gradient)
+        context.weight_dtype, context.upstream = weight.dtype, upstream
+        return total
+
+    @staticmethod
+    def backward(context, upstream: Tensor):  # type: ignore[override]
+        """Hand out the gradients that the forward pass made."""
+        hidden_gradient, weight_gradient = context.saved_tensors
+        factor = upstream / context.upstream
+        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), None, None, None
+
+
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float = 1.0) -> Tensor:
+    """Return the summed cross-entropy in nats.
+
+    Args:
+        hidden: (rows, width) last hidden states.
+        weight: (vocabulary, width) output embedding.
+        targets: (rows,) the id that each row should predict; ``IGNORE_INDEX`` where none.
+        upstream: What the loss will be multiplied by before backward.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, torch.is_grad_enabled())
+
+
+class CausalLMLoss(nn.Module):
+    """Next-token loss of a causal model on packed or padded rows, without ever holding all logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.upstream = 1.0  # set by the loop: what it multiplies the loss by
+        self.plain_head = has_plain_head(model)
+        self._no_split_modules = model._no_split_modules  # what FSDP wraps by; without it only the root is sharded
+
+    def tie_weights(self) -> None:
+        """Tie input and output embedding again (called when sharding has replaced the parameters)."""
+        self.model.tie_weights()
+
+    def forward(
+        self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return (summed loss in nats, number of targets).
+
+        Args:
+            input_ids: (rows, T).
+            targets: (rows, T), shifted already; ``IGNORE_INDEX`` where no loss is taken.
+            position_ids: (rows, T); where given, 0 begins a document and attention stays inside it. None is plain
+                causal attention, which also suits rows that are padded on the right.
+        """
+        inputs: dict[str, Tensor | bool] = {"input_ids": input_ids, "use_cache": False}
+        if position_ids is not None:
+            mask = isolation_mask(position_ids, self.model.config._attn_implementation)
+            inputs |= {"position_ids": position_ids, "attention_mask": mask}
+        if self.plain_head:
+            hidden = self.model.base_model(**inputs).last_hidden_state  # (rows, T, width)
+            weight = self.model.get_output_embeddings().weight
+            loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), self.upstream)
+        else:
+            logits = self.model(**inputs).logits.float()  # (rows, T, vocabulary)
+            loss = nn.functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+            )
+        return loss, (targets != IGNORE_INDEX).sum()
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are just ``hidden @ weight.T``: tried on a few tokens, since some models scale or cap them."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.bias is not None or head.weight.device.type == "meta":
+        return False
+    ids = torch.arange(4, device=head.weight.device)[None] % model.config.vocab_size
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        same = torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-4)
+    model.train(training)
+    return same
