@@ -3,6 +3,7 @@
 ``passport.json`` stays on the machine; ``public_passport`` is the part that may be published with a model.
 """
 
+import getpass
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 
 import hfkit
-from hfkit.files import read_json, write_json
+from hfkit.files import digest, read_json, write_json
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "huggingface_hub")
 SECRET = re.compile(
@@ -27,6 +29,7 @@ SECRET = re.compile(
 )
 SECRET_VARIABLE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)$")
 SECRET_FLAG = re.compile(r"(token|secret|password|api_key)$", re.IGNORECASE)
+HASHED = 1 << 30  # bytes; a larger file whose hash is not known goes by its name alone
 
 
 def mask_secrets(text: str) -> str:
@@ -159,3 +162,88 @@ def write_passport(
     }
     write_json(path, passport)
     return passport
+
+
+def public_passport(passport: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a passport may leave the machine: no paths, no names of users or hosts, credentials masked.
+
+    A path, also one inside the command, becomes its file name and, where the content is known, its SHA-256.
+    """
+    hashes = dict(find_hashes(passport))
+    private = [str(Path.home()), *(name for name in (find_user(), socket.gethostname()) if len(name) > 1)]
+    names = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in private))
+    hidden = {"working_directory", "host"}
+
+    def publish(value: Any) -> Any:
+        if isinstance(value, dict):
+            known = {} if "sha256" in value else hashes  # the hash stands beside the path already
+            return {
+                publish(key): hide_paths(item, known, names) if isinstance(item, str) else publish(item)
+                for key, item in value.items()
+                if key not in hidden
+            }
+        if isinstance(value, list):
+            return [publish(item) for item in value]
+        return hide_paths(value, hashes, names) if isinstance(value, str) else value
+
+    published: dict[str, Any] = publish(mask_values(passport))
+    return published
+
+
+def find_user() -> str:
+    """Return the user's name; empty where the system has none for this user id, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def find_hashes(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield (path, SHA-256) from every ``{"path": …, "sha256": …}`` inside a JSON value."""
+    if isinstance(value, dict):
+        if isinstance(value.get("path"), str) and isinstance(value.get("sha256"), str):
+            yield value["path"], value["sha256"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from find_hashes(item)
+
+
+def hide_paths(text: str, hashes: dict[str, str], names: re.Pattern[str]) -> str:
+    """Return ``text`` with each path as file name and hash, and whatever ``names`` matches as three dots."""
+    flag, equals, rest = text.partition("=")
+    if equals and flag.startswith("-"):
+        return f"{flag}={hide_paths(rest, hashes, names)}"
+    if text in hashes or os.path.isabs(text) or ("/" in text and Path(text).exists()):  # may hold spaces
+        words = [show_file(text, hashes)]
+    else:
+        words = [
+            show_file(word, hashes) if is_path(word) else word for word in re.split(r"([\s,;'\"\[\](){}=]+)", text)
+        ]
+    return names.sub("…", "".join(words))
+
+
+def is_path(word: str) -> bool:
+    """Return whether a word names a place on this machine, and is no URL, Hub id, version or share of something.
+
+    Example:
+        >>> [is_path(word) for word in ("/data/a.txt", "~/a", "../x", "file:///a", "data/*.txt", "a/b/c.txt")]
+        [True, True, True, True, True, True]
+        >>> [is_path(word) for word in ("HuggingFaceFW/fineweb", "https://huggingface.co/x/y", "a.txt", "3.11", "1/2")]
+        [False, False, False, False, False]
+    """
+    if re.match(r"[a-z][a-z0-9+.-]*://", word):
+        return word.startswith("file:")
+    if word.startswith(("/", "~", "./", "../")) or "\\" in word:
+        return True
+    return "/" in word and (re.fullmatch(r"[\w.-]+/[\w.-]+", word) is None or Path(word).exists())
+
+
+def show_file(path: str, hashes: dict[str, str]) -> str:
+    """Return a path's last part and, where the content is known or quickly read, its SHA-256."""
+    name = re.split(r"[/\\]", path.rstrip("/\\"))[-1] or "…"
+    known = hashes.get(path)
+    file = Path(path)
+    if known is None and file.is_file() and file.stat().st_size <= HASHED:
+        known = digest(file)
+    return f"{name} (sha256 {known})" if known else name
