@@ -59,7 +59,7 @@ class CleanConfig:
     whitespace: bool = False
     """Unix line ends, no trailing spaces, at most two blank lines in a row."""
     boilerplate: bool = False
-    """Remove short lines with the phrases of web pages' frames: cookie notices, log-in links."""
+    """Remove short lines with the phrases of web pages' frames: cookie notices, newsletters."""
     mask_urls: bool = False
     """Replace web addresses by [url]."""
     mask_emails: bool = False
@@ -123,12 +123,16 @@ class RowsConfig:
     """Configuration of the dataset."""
     split: str = "train"
     """Split of the dataset to train on."""
+    validation_split: str | None = None
+    """Split of the dataset to validate on, where no validation files are given."""
+    test_split: str | None = None
+    """Split of the dataset to test on, where no test files are given."""
     validation_share: float = 0.1
-    """Share held out for validation, chosen by content hash, where no validation files are given."""
+    """Share held out for validation, chosen by content hash, where no validation files or split are given."""
     on_error: Literal["stop", "skip"] = "stop"
     """A row that cannot be read: `stop` with file:line, or `skip` and count it."""
     max_documents: int | None = None
-    """Read at most this many documents of the training data."""
+    """Read at most this many documents of the training data; in a mixture, of each source."""
     cache_dir: Path | None = None
     """Prepared data, shared by all recipes; null is $HFKIT_CACHE or ~/.cache/hfkit."""
 
@@ -137,6 +141,8 @@ class RowsConfig:
             raise BadInput("give data.train_files or data.dataset, not both")
         if not 0 <= self.validation_share < 1:
             raise BadInput(f"data.validation_share must lie in [0, 1), not {self.validation_share}")
+        if self.max_documents is not None and self.max_documents < 1:
+            raise BadInput(f"data.max_documents must be at least 1, not {self.max_documents}")
 
 
 @dataclass
@@ -155,6 +161,8 @@ class DataConfig(RowsConfig):
     """Read the dataset as a stream, without downloading it first."""
     sources: list[SourceConfig] = field(default_factory=list)
     """A mixture of weighted sources instead of train_files (YAML)."""
+    hooks: list[str] = field(default_factory=list)
+    """Your own functions by dotted name, called in turn on each document: text -> text, or None to drop it."""
     clean: CleanConfig = field(default_factory=CleanConfig)
     """Cleaning rules."""
     dedup: DedupConfig = field(default_factory=DedupConfig)

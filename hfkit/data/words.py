@@ -1,0 +1,110 @@
+"""Words of a text as 64-bit hashes, all at once in numpy: what duplicate removal and decontamination compare.
+
+A word is a run of letters, digits and marks, after NFKC and lower-casing; a character of a script without spaces
+(Han, Kana, Thai …) is a word by itself. Punctuation and white space only separate; invisible format characters
+(soft hyphen, joiners) count for nothing. Hashes depend on the text alone, so they agree between processes and runs.
+"""
+
+import re
+import unicodedata
+from functools import lru_cache
+
+import numpy as np
+
+from hfkit.text import UNSPACED
+
+_BLOCK = 1 << 20  # characters hashed at once, which bounds memory at about 60 MB however long the text is
+_BASE = 0x9E3779B97F4A7C15  # odd, so that its powers can be undone modulo 2**64
+_SEPARATOR, _WORD, _WORD_BY_ITSELF, _INVISIBLE = range(4)
+
+
+def normalise(text: str) -> str:
+    """The form in which words are compared; ``hash_words`` counts its characters."""
+    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()
+
+
+def hash_words(normalised: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Hash every word: (hashes (words,) uint64, first character (words,) int64, end (words,) int64)."""
+    parts = []
+    start = 0
+    while start < len(normalised):
+        end = start + _BLOCK
+        if end < len(normalised):  # cut between words; a run of a million characters without a space is cut anywhere
+            end = max(normalised.rfind(" ", start, end), normalised.rfind("\n", start, end)) + 1 or end
+        hashes, first, last = _hash_block(normalised[start:end])
+        parts.append((hashes, first + start, last + start))
+        start = end
+    if not parts:
+        return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
+    hashes, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return hashes, first, last
+
+
+def hash_windows(hashes: np.ndarray, size: int) -> np.ndarray:
+    """Hash every run of ``size`` words: (words - size + 1,) uint64, empty where there are fewer words."""
+    count = max(len(hashes) - size + 1, 0)
+    total = np.zeros(count, np.uint64)
+    for offset in range(size if count else 0):
+        # One odd multiplier per place: multilinear hashing (Lemire & Kaser 2014, doi:10.1093/comjnl/bxt070).
+        total += hashes[offset : offset + count] * np.uint64(_spread(offset + 1) | 1)
+    return _mix(total)
+
+
+def _hash_block(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    kinds = _kinds()[codes]
+    visible = np.flatnonzero(kinds != _INVISIBLE)
+    if len(visible) < len(codes):
+        codes, kinds = codes[visible], kinds[visible]
+    in_word = kinds == _WORD
+    alone = kinds == _WORD_BY_ITSELF
+    before = np.concatenate(([False], in_word[:-1]))
+    after = np.concatenate((in_word[1:], [False]))
+    first = np.flatnonzero(alone | (in_word & ~before))
+    last = np.flatnonzero(alone | (in_word & ~after))
+    power, inverse = _powers()
+    # A word's hash is the sum of mixed(code) * BASE**place: a difference of prefix sums, shifted back to place 0.
+    prefix = np.zeros(len(codes) + 1, np.uint64)
+    np.cumsum(_mix(codes.astype(np.uint64)) * power[: len(codes)], out=prefix[1:])
+    hashes = (prefix[last + 1] - prefix[first]) * inverse[first]
+    return _mix(hashes), visible[first], visible[last] + 1
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Spread every bit of the input over the output, in place (the finaliser of MurmurHash3, public domain)."""
+    values ^= values >> np.uint64(33)
+    values *= np.uint64(0xFF51AFD7ED558CCD)
+    values ^= values >> np.uint64(33)
+    values *= np.uint64(0xC4CEB9FE1A85EC53)
+    values ^= values >> np.uint64(33)
+    return values
+
+
+def _spread(number: int) -> int:
+    return int(_mix(np.array([number * _BASE % 2**64], np.uint64))[0])
+
+
+@lru_cache(maxsize=1)
+def _powers() -> tuple[np.ndarray, np.ndarray]:
+    """Powers 0 … _BLOCK - 1 of _BASE and of its inverse, modulo 2**64."""
+    bases = (_BASE, pow(_BASE, -1, 2**64))
+    exponents = np.zeros((2, _BLOCK), np.uint64) + np.array(bases, np.uint64)[:, None]
+    exponents[:, 0] = 1
+    powers = np.multiply.accumulate(exponents, axis=1)
+    return powers[0], powers[1]
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> np.ndarray:
+    """What each code point is to a word: (0x110000,) uint8. Takes about 0.2 s, once per process."""
+    kinds = np.zeros(0x110000, np.uint8)
+    by_category = {"L": _WORD, "M": _WORD, "N": _WORD, "Cf": _INVISIBLE}
+    for code in range(0x20000):  # beyond lie Han, without spaces, and unassigned or invisible code points
+        category = unicodedata.category(chr(code))
+        kinds[code] = by_category.get(category, by_category.get(category[0], _SEPARATOR))
+    kinds[0xE0000:0xE0200] = _INVISIBLE  # language tags and variation selectors
+    for first, last in re.findall("(.)-(.)", UNSPACED):
+        codes = np.arange(ord(first), ord(last) + 1)
+        words = (kinds[codes] == _WORD) | (codes >= 0x20000)
+        kinds[codes[words]] = _WORD_BY_ITSELF
+    return kinds
