@@ -190,7 +190,7 @@ def _build_parser(config_class: type, with_docstrings: bool) -> ArgumentParser:
     parser.add_class_arguments(config_class, nested_key=None)
     for action in parser._actions:  # of jsonargparse's other ways to give a value, `--help` shows none
         action.option_strings = [flag for flag in action.option_strings if not flag.endswith("+")]
-        if action.metavar == "CONFIG":
+        if action.metavar == "CONFIG" or action.dest.endswith(".help"):
             action.help = SUPPRESS
     return parser
 
