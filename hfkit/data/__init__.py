@@ -1,0 +1,1 @@
+"""From files and datasets to batches: readers, sources, duplicates, shards, order, batches."""

@@ -1,0 +1,49 @@
+"""The user's own functions on documents, found by dotted name."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hfkit.files import digest
+from hfkit.settings import BadInput
+
+Hook = Callable[[str], str | None]
+"""Takes a document's text and returns the text to go on with, or None to drop the document."""
+
+
+def load_hooks(names: list[str]) -> list[Hook]:
+    """Return the functions that dotted names such as ``my_rules.drop_short`` stand for.
+
+    Modules are also looked for in the working folder.
+
+    Raises:
+        BadInput: if there is no such module or function, or the module fails to import.
+    """
+    return [_load_hook(name) for name in names]
+
+
+def identify_hooks(names: list[str]) -> list[list[str]]:
+    """Return each name with the digest of the file that defines it: what changes when the user edits a hook.
+
+    Only that file is hashed, not what it imports.
+    """
+    hooks = load_hooks(names)
+    files = [getattr(sys.modules.get(hook.__module__ or ""), "__file__", None) for hook in hooks]
+    return [[name, digest(Path(file)) if file else ""] for name, file in zip(names, files, strict=True)]
+
+
+def _load_hook(name: str) -> Hook:
+    module_name, _, function_name = name.rpartition(".")
+    if not module_name:
+        raise BadInput(f"data.hooks: {name!r} is not a dotted name such as my_rules.drop_short")
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # last, so that nothing there hides an installed module
+    try:
+        hook = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # the user's module may fail in any way
+        raise BadInput(f"data.hooks: {name} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not callable(hook):
+        raise BadInput(f"data.hooks: {name} is no function")
+    return hook

@@ -1,0 +1,96 @@
+"""Which files a setting names, and what their contents are, remembered so that an unchanged file is hashed once."""
+
+import glob
+from pathlib import Path
+
+from hfkit.data.documents import TEXT_FORMATS
+from hfkit.data.readers import ROW_FORMATS, split_name
+from hfkit.files import digest, read_json, write_json
+from hfkit.settings import BadInput, Files
+
+FORMATS = (*TEXT_FORMATS, *ROW_FORMATS)
+# A folder of data often holds a README.md or settings in .json, so those are read only where a path or glob names them.
+NAMED_ONLY = (".md", ".json")
+SAVED_DATASET = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves
+
+
+def list_files(files: Files, what: str, formats: tuple[str, ...] = FORMATS) -> list[Path]:
+    """Return the files that paths, globs (with ``**``) and folders name: each once, in the order given, sorted within.
+
+    Args:
+        files: One or several; globs and folders (with the folders inside) take the files of accepted formats and
+            leave out those whose name begins with a dot.
+        what: The setting that they come from, such as ``data.train_files``, for messages.
+        formats: The file endings that are accepted, before .gz or .zst.
+
+    Raises:
+        BadInput: for a path that is missing or of another format, and where nothing is named or all of it is empty.
+    """
+    entries = [files] if isinstance(files, str) else list(files or [])
+    if not entries:
+        raise BadInput(f"{what}: names no file")
+    found: dict[Path, None] = {}
+    for entry in entries:
+        paths = _expand(entry, what, formats)
+        if not any(path.stat().st_size for path in paths):
+            raise BadInput(
+                f"{what}: {entry} is empty" if len(paths) == 1 else f"{what}: all files of {entry} are empty"
+            )
+        found.update(dict.fromkeys(paths))
+    return list(found)
+
+
+def _expand(entry: str, what: str, formats: tuple[str, ...]) -> list[Path]:
+    """Return the files that one path, folder or glob names."""
+    path = Path(entry).expanduser()
+    accepted = f"(accepted: {' '.join(formats)}, also .gz and .zst)"
+    if path.is_dir():
+        if any((path / name).exists() for name in SAVED_DATASET):
+            raise BadInput(f"{what}: {entry} is a saved dataset; give it as data.dataset")
+        unnamed = tuple(ending for ending in formats if ending not in NAMED_ONLY)
+        if not (paths := _readable(path.rglob("*"), path, unnamed)):
+            raise BadInput(f"{what}: the folder {entry} holds no text {accepted}")
+        return paths
+    if path.exists():
+        if split_name(path)[0] not in formats:
+            raise BadInput(f"{what}: {entry} has no format that can be read here {accepted}")
+        return [path]
+    if not glob.has_magic(entry):
+        raise BadInput(f"{what}: no such file or folder: {entry}")
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    if not (paths := _readable(matches, Path(), formats)):
+        raise BadInput(f"{what}: {entry} matches no file that can be read {accepted}")
+    return paths
+
+
+def _readable(paths: list[Path], root: Path, formats: tuple[str, ...]) -> list[Path]:
+    """Return the sorted files of these formats with no hidden part below `root`."""
+    return sorted(
+        path
+        for path in paths
+        if split_name(path)[0] in formats
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        and path.is_file()
+    )
+
+
+def content_digests(paths: list[Path], memory: Path | None = None) -> list[str]:
+    """Return the SHA-256 of each file's content.
+
+    Args:
+        memory: A JSON file that remembers the digests by path, size, time of change and inode; a file for which all
+            of these are as they were is not read again.
+    """
+    known = (read_json(memory) if memory else None) or {}
+    before = dict(known)
+    digests = []
+    for path in paths:
+        name, status = str(path.resolve()), path.stat()
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
+        if known.get(name, [])[:-1] != stamp:
+            known[name] = [*stamp, digest(path)]
+        digests.append(known[name][-1])
+    if memory and known != before:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
+    return digests
