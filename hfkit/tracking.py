@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from hfkit.files import write_atomic
-from hfkit.passport import mask_secrets
+from hfkit.masking import mask_secrets
 from hfkit.progress import Progress as Progress
 from hfkit.settings import TrackingConfig
 

@@ -192,13 +192,13 @@ def test_mfu_needs_a_peak_and_a_speed() -> None:
 
 
 def test_unknown_tracker_is_bad_input_that_lists_the_choices() -> None:
-    with pytest.raises(BadInput, match="'tensorbord' is no tracker; there are aim, .*wandb; installed: .*tensorboard"):
+    with pytest.raises(BadInput, match=r"'tensorbord' is no tracker; there are aim, .*wandb; installed: .*tensorboard"):
         TrackingConfig(to=["tensorbord"])
 
 
 def test_missing_tracker_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfkit.settings.find_spec", lambda name: name == "tensorboard")
-    with pytest.raises(BadInput, match="'wandb' is not installed; .*; installed: tensorboard$"):
+    with pytest.raises(BadInput, match=r"'wandb' is not installed; .*; installed: tensorboard$"):
         TrackingConfig(to=["tensorboard", "wandb"])
 
 
