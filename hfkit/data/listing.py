@@ -1,6 +1,7 @@
 """Which files a setting names, and what their contents are, remembered so that an unchanged file is hashed once."""
 
 import glob
+from collections.abc import Iterable
 from pathlib import Path
 
 from hfkit.data.documents import TEXT_FORMATS
@@ -63,7 +64,7 @@ def _expand(entry: str, what: str, formats: tuple[str, ...]) -> list[Path]:
     return paths
 
 
-def _readable(paths: list[Path], root: Path, formats: tuple[str, ...]) -> list[Path]:
+def _readable(paths: Iterable[Path], root: Path, formats: tuple[str, ...]) -> list[Path]:
     """Return the sorted files of these formats with no hidden part below `root`."""
     return sorted(
         path

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfkit.data.catalog import Name, identify_named, load_named, named_rows
-from hfkit.data.corpus import builtin_documents
+from hfkit.data.corpus import builtin_documents, identify_builtin
 from hfkit.data.documents import Document, Rules, read_documents
 from hfkit.data.listing import content_digests, list_files
 from hfkit.data.readers import ROW_FORMATS, OnBad, Row, read_rows, report, split_name, text_of
@@ -76,7 +76,7 @@ def resolve_sources(config: DataConfig) -> list[Source]:
         name = Name(config.dataset, config.dataset_config, config.split, config.streaming)
         return [_named_source(name, rules, limit)]
     if not config.sources:
-        return [Source("builtin", 1.0, _builtin_parts, _identify_builtin, limit)]
+        return [Source("builtin", 1.0, _builtin_parts, lambda memory: identify_builtin(), limit)]
     return _mixture(config, rules)
 
 
@@ -122,7 +122,7 @@ def read_table(
     files, split = (config.train_files, config.split) if which == "train" else _evaluation_settings(config, which)
     if files is not None:
         paths = list_files(files, f"data.{which}_files", ROW_FORMATS)
-        rows = chain.from_iterable(read_rows(path, on_bad) for path in paths)
+        rows: Iterator[Row] = chain.from_iterable(read_rows(path, on_bad) for path in paths)
     elif config.dataset is not None and split is not None:
         name = Name(config.dataset, config.dataset_config, split)
         rows = named_rows(load_named(name), name)
@@ -182,7 +182,3 @@ def _builtin_parts() -> list[Part]:
 
 def _read_builtin(on_bad: OnBad = None) -> Iterator[Document]:
     return builtin_documents()
-
-
-def _identify_builtin(memory: Path | None) -> Any:
-    return ["builtin", [digest_of(document) for document in builtin_documents()]]
