@@ -1,0 +1,79 @@
+"""audit.html: one page about a prepared corpus, that a careful person reads before training on it."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hfkit.charts import bar_list, column_chart, format_short, is_number
+from hfkit.files import write_atomic
+from hfkit.page import cards, facts_table, fold, page, quote, section, shorten, table
+
+PASSAGE = 400  # characters of a document shown
+
+
+def write_audit_page(audit: dict[str, Any], path: Path) -> None:
+    """Write a page about a prepared corpus.
+
+    Args:
+        audit: The content of audit.json. Besides the figures it may hold ``sources`` (a list of flat rows),
+            ``samples`` (rule → list of texts that it removed), ``duplicates`` (a list of ``{"kept": text, "removed":
+            [texts]}``) and ``lengths`` (a list of [label, documents], the histogram's columns in order).
+        path: The page.
+    """
+    documents = audit.get("documents") or {}
+    tokenizer = audit.get("tokenizer") or {}
+    figures = [
+        ("Documents read", documents.get("read"), ""),
+        ("Documents kept", documents.get("kept"), share_text(documents.get("kept"), documents.get("read"))),
+        ("Bytes", audit.get("bytes"), "UTF-8, kept"),
+        ("Tokens", audit.get("tokens"), ""),
+        ("Bytes per token", tokenizer.get("bytes_per_token"), "higher is denser"),
+        ("Round-trip failures", tokenizer.get("round_trip_failures"), "decode(encode(text)) ≠ text"),
+    ]
+    lengths = [(str(label), count) for label, count in audit.get("lengths") or [] if is_number(count)]
+    removed_texts = [
+        f"<h3>{escape(rule.replace('_', ' '))}</h3>" + "".join(quote(shorten(text, PASSAGE)) for text in texts)
+        for rule, texts in (audit.get("samples") or {}).items()
+        if texts
+    ]
+    sources = audit.get("sources") or []
+    columns = list(sources[0]) if sources else []
+    body = [
+        f"<h1>Corpus audit</h1><p class='soft'>{escape(str(audit.get('key', '')))}</p>",
+        cards((name, format_short(value), note) for name, value, note in figures if is_number(value)),
+        section("Removed", removed_bars(audit)),
+        section("Sources", table(columns, [[row.get(column) for column in columns] for row in sources])),
+        section("Document lengths", column_chart(lengths, "Documents by length", "length")),
+        section("Tokenizer", facts_table(tokenizer)),
+        section("What each rule removed", *removed_texts),
+        section("Duplicates", *[duplicate_cluster(cluster) for cluster in audit.get("duplicates") or []]),
+    ]
+    write_atomic(path, page("Corpus audit · hfkit", "".join(body)))
+
+
+def audit_summary(audit: dict[str, Any]) -> str:
+    """Return the corpus in figures, and what was removed from it."""
+    facts: dict[str, Any] = {
+        name: audit[name] for name in ("documents", "bytes", "tokens", "tokenizer", "key") if name in audit
+    }
+    return facts_table(facts) + (f"<h3>Removed</h3>{removed}" if (removed := removed_bars(audit)) else "")
+
+
+def removed_bars(audit: dict[str, Any]) -> str:
+    """Return what each rule removed, the most first."""
+    removed = [(rule.replace("_", " "), n) for rule, n in (audit.get("removed") or {}).items() if is_number(n) and n]
+    read = (audit.get("documents") or {}).get("read")
+    return bar_list(sorted(removed, key=lambda row: -row[1]), read if is_number(read) else None) if removed else ""
+
+
+def share_text(part: Any, whole: Any) -> str:
+    """Return a share in per cent, or empty text."""
+    return f"{part / whole:.1%} of them" if is_number(part) and is_number(whole) and whole else ""
+
+
+def duplicate_cluster(cluster: dict[str, Any]) -> str:
+    """Return one group of documents of which the first was kept."""
+    removed = [shorten(text, PASSAGE) for text in cluster.get("removed") or []]
+    return quote(shorten(cluster.get("kept", ""), PASSAGE)) + fold(
+        f"{len(removed)} removed", "".join(map(quote, removed))
+    )
