@@ -1,0 +1,68 @@
+"""What happened to the documents of a corpus: the text part of ``audit.json``."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SAMPLES = 5  # documents shown in the audit per rule
+EXCERPT = 400  # characters of each
+CLUSTERS = 50  # duplicate clusters listed
+
+
+@dataclass
+class Account:
+    """Counts and samples, per rule and per source."""
+
+    read: int = 0
+    kept: int = 0
+    removed: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    clusters: dict[int, list[dict[str, str]]] = field(default_factory=dict)
+    lengths: Counter[int] = field(default_factory=Counter)
+    sources: dict[str, Counter[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def remove(self, rule: str, source: str, where: str, text: str, **more: str) -> None:
+        """Count a document that ``rule`` dropped, and keep it as a sample if there are few."""
+        self.removed[rule] += 1
+        self.sources[source][f"removed_{rule}"] += 1
+        self.sample(rule, where, text, **more)
+
+    def sample(self, rule: str, where: str, text: str, **more: str) -> None:
+        """Keep an excerpt for the audit page."""
+        kept = self.samples.setdefault(rule, [])
+        if len(kept) < SAMPLES:
+            kept.append({"where": Path(where).name, "text": text[:EXCERPT], **more})
+
+    def keep(self, source: str, size: int) -> None:
+        """Count a document that stays, of ``size`` bytes."""
+        self.kept += 1
+        self.sources[source].update(documents=1, bytes=size)
+        self.lengths[size.bit_length()] += 1
+
+    def hold_out(self, source: str, text: str, whole: bool) -> None:
+        """Count text that went to the validation side; the front of a document that was cut counts as kept itself."""
+        self.kept += whole
+        self.sources[source].update(validation_documents=1, validation_bytes=len(text.encode("utf-8", "replace")))
+
+    def add_to_cluster(self, first: int, where: str, text: str) -> None:
+        """List a duplicate beside the others of its cluster (the first CLUSTERS clusters)."""
+        if first in self.clusters or len(self.clusters) < CLUSTERS:
+            self.clusters.setdefault(first, []).append({"where": Path(where).name, "text": text[:EXCERPT]})
+
+    def facts(self) -> dict[str, Any]:
+        """Return the account as JSON."""
+        histogram = [{"below_bytes": 1 << bits, "documents": n} for bits, n in sorted(self.lengths.items())]
+        return {
+            "documents": {"read": self.read, "kept": self.kept},
+            "removed": {"exact_duplicates": 0, "near_duplicates": 0, "contaminated": 0, **self.removed},
+            "changed": dict(self.changed),
+            "bytes": sum(counts["bytes"] + counts["validation_bytes"] for counts in self.sources.values()),
+            "sources": {name: dict(counts) for name, counts in self.sources.items()},
+            "samples": self.samples,
+            "duplicate_clusters": [{"first": first, "dropped": rows} for first, rows in self.clusters.items()],
+            "lengths": histogram,
+            "notes": self.notes,
+        }

@@ -1,0 +1,55 @@
+"""Which text is held out for validation: whole documents chosen by their content, or the end of the text."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from math import ceil
+
+from hfkit.data.documents import Document
+from hfkit.data.sources import Source
+from hfkit.settings import DataConfig
+
+Holdout = Callable[[Document], Iterable[tuple[str, bool]]]  # a document → its pieces, and whether each is held out
+
+
+def build_holdout(config: DataConfig, sources: list[Source]) -> Holdout:
+    """Return the rule that divides the sources' documents into training and validation text."""
+    share = config.validation_share
+    if config.split_by == "characters":
+        return _hold_out_end(sum(len(document.text) for document in _readable(sources)), share)
+    # Of few documents a share by hash could be none or all of them: there the smallest hashes are taken.
+    few = [content_share(document.text) for document in islice(_readable(sources), ceil(20 / share))]
+    if len(few) == 1:  # one document cannot be on both sides
+        return _hold_out_end(sum(len(document.text) for document in _readable(sources)), share)
+    border = sorted(few)[max(1, round(share * len(few))) - 1] if 0 < len(few) < ceil(20 / share) else share
+
+    def by_hash(document: Document) -> Iterable[tuple[str, bool]]:
+        return [(document.text, content_share(document.text) <= border)]
+
+    return by_hash
+
+
+def _readable(sources: list[Source]) -> Iterator[Document]:
+    """Documents of all sources; those that cannot be read are dealt with when they are read to be used."""
+    return chain.from_iterable(source.documents(lambda _: None) for source in sources)
+
+
+def _hold_out_end(total: int, share: float) -> Holdout:
+    """Return the rule that holds out the last ``share`` of ``total`` characters."""
+    cut = round(total * (1 - share))
+    seen = 0
+
+    def split(document: Document) -> Iterable[tuple[str, bool]]:
+        nonlocal seen
+        border = min(max(cut - seen, 0), len(document.text))
+        seen += len(document.text)
+        pieces = [(document.text[:border], False), (document.text[border:], True)]
+        return [(text, held) for text, held in pieces if text]
+
+    return split
+
+
+def content_share(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text alone: below the validation share, it is held out."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

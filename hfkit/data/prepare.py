@@ -1,0 +1,239 @@
+"""Prepared data: text → refined text → tokenizer → token streams, each in a folder named by what it depends on.
+
+The same settings and the same content give the same keys, and then nothing is computed again; one byte of input, one
+rule or another tokenizer changes a key. Called by every process before there is a process group; one works, the others
+wait for the folders on disk.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hfkit.data.hooks import identify_hooks
+from hfkit.data.once import build_once
+from hfkit.data.refine import refine
+from hfkit.data.shards import StreamWriter, TokenStream, damaged_file, read_manifest, seal
+from hfkit.data.sources import Source, resolve_evaluation, resolve_sources
+from hfkit.data.texts import read_texts
+from hfkit.files import digest_of
+from hfkit.settings import BadInput, DataConfig, TokenizerConfig
+from hfkit.tokenizer import encode_documents, load_tokenizer, report_tokenizer, tokenizer_hash, train_tokenizer
+from hfkit.tracking import Progress
+
+TEXT_FORMAT = 1  # raised when the same settings would give other text
+PIECE = 1 << 22  # characters tokenized at once
+REPORT = 1 << 21  # characters of held-out text on which the tokenizer is proved
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that is ready to train on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train: list[TokenStream]
+    weights: list[float]
+    validation: TokenStream | None
+    test: TokenStream | None
+    bytes: dict[str, int]
+    """UTF-8 bytes of the text of each split: train, validation, test."""
+    key: str
+    """Names this text under this tokenizer."""
+    audit: dict[str, Any]
+    reused: bool
+    """Whether nothing had to be computed."""
+    tokenizer_hash: str
+    text: Path
+    """Folder of the refined text."""
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Return where prepared data is kept."""
+    default = os.environ.get("HFKIT_CACHE") or Path.home() / ".cache" / "hfkit"
+    return Path(config.cache_dir or default).expanduser().absolute()
+
+
+def prepare_data(config: DataConfig, tokenizer: TokenizerConfig, tokenizer_path: str | None = None) -> Prepared:
+    """Prepare text and tokens, or open what was prepared before.
+
+    Args:
+        tokenizer_path: Used where ``tokenizer.path`` is not given, such as the folder of the model to go on from.
+
+    Raises:
+        BadInput: for text that cannot be found or read, or of which nothing is left.
+    """
+    cache = cache_folder(config)
+    sources = resolve_sources(config)
+    given = {name: resolve_evaluation(config, name) for name in ("validation", "test")}  # type: ignore[arg-type]
+    evaluation = {name: source for name, source in given.items() if source is not None}
+
+    text_key = _text_key(config, sources, evaluation, cache)
+    text = cache / f"text-{text_key}"
+    worked = _build(text, partial(_build_text, config=config, sources=sources, evaluation=evaluation))
+
+    if path := tokenizer.path or tokenizer_path:
+        chosen = load_tokenizer(path)
+    else:
+        folder = cache / f"tokenizer-{digest_of([text_key, asdict(tokenizer)])[:16]}"
+        worked |= _build(folder, partial(_build_tokenizer, text=text, config=tokenizer, sources=len(sources)))
+        chosen = load_tokenizer(folder / "tokenizer")
+
+    hashed = tokenizer_hash(chosen)
+    key = digest_of([text_key, hashed])[:16]
+    tokens = cache / f"tokens-{key}"
+    worked |= _build(tokens, partial(_build_tokens, text=text, tokenizer=chosen, sources=sources))
+    return _open(text, tokens, chosen, hashed, key, [source.weight for source in sources], reused=not worked)
+
+
+def _text_key(config: DataConfig, sources: list[Source], evaluation: dict[str, Source], cache: Path) -> str:
+    memory = cache / "contents.json"
+    return digest_of(
+        {
+            "format": TEXT_FORMAT,
+            "sources": [[source.name, source.fingerprint(memory)] for source in sources],
+            "evaluation": {name: source.fingerprint(memory) for name, source in evaluation.items()},
+            "hooks": identify_hooks(config.hooks),
+            "clean": asdict(config.clean),
+            "dedup": asdict(config.dedup),
+            "rest": [config.decontaminate, config.split_by, config.validation_share, config.on_error],
+        }
+    )[:16]
+
+
+def _build(folder: Path, fill: Any) -> bool:
+    """Build a keyed folder unless it is there and whole; a damaged file is named."""
+
+    def whole(target: Path) -> bool:
+        if not target.is_dir():
+            return False
+        if (name := damaged_file(target)) is None:
+            return True
+        print(f"warning: {target}: {name} is damaged; preparing it again", file=sys.stderr)
+        return False
+
+    return build_once(folder, fill, whole)
+
+
+def _build_text(folder: Path, config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> None:
+    seal(folder, {"audit": refine(folder, config, sources, evaluation)})
+
+
+def _build_tokenizer(folder: Path, text: Path, config: TokenizerConfig, sources: int) -> None:
+    paths = [text / f"train-{number}.parquet" for number in range(sources)]
+    with Progress(None, "train tokenizer", "document") as progress:
+        trained = train_tokenizer(_sample(paths, config.sample_bytes, progress), config)
+    if config.kind == "bpe" and len(trained) < config.vocab_size:
+        print(
+            f"The corpus supports a vocabulary of {len(trained)} tokens; tokenizer.vocab_size asked for {config.vocab_size}.",
+            file=sys.stderr,
+        )
+    trained.save_pretrained(folder / "tokenizer")
+    seal(folder, {"vocab_size": len(trained)})
+
+
+def _sample(paths: Sequence[Path], budget: int, progress: Progress) -> Iterator[str]:
+    """Yield training texts within a budget of bytes, an equal part from each source, spread evenly over it."""
+    for path in paths:
+        size = sum(len(text.encode()) for text, _ in read_texts(path))
+        share = min(1.0, budget / len(paths) / max(1, size))
+        for index, (text, _) in enumerate(read_texts(path)):
+            if int((index + 1) * share) > int(index * share):  # every 1/share-th document
+                progress.update(1)
+                yield text
+
+
+def _build_tokens(folder: Path, text: Path, tokenizer: PreTrainedTokenizerBase, sources: list[Source]) -> None:
+    streams: dict[str, dict[str, Any]] = {}
+    names = [f"train-{number}" for number in range(len(sources))]
+    names += [name for name in ("validation", "test") if (text / f"{name}.parquet").exists()]
+    proof: list[str] = []
+    with Progress(None, "tokenize", "document") as progress:
+        for name in names:
+            writer = StreamWriter(folder, name, len(tokenizer))
+            size = 0
+            for texts in _pieces(text / f"{name}.parquet"):
+                writer.write(encode_documents(tokenizer, texts))
+                size += sum(len(text.encode()) for text in texts)
+                progress.update(len(texts))
+                if name == "validation" or not proof:
+                    proof = texts
+            writer.close()
+            streams[name] = {"documents": writer.documents, "tokens": writer.tokens, "bytes": size}
+    if not any(streams[name]["tokens"] > 1 for name in names if name.startswith("train")):
+        raise BadInput("the training text is empty after tokenization")
+    report = report_tokenizer(tokenizer, _within(proof, REPORT))
+    seal(folder, {"vocab_size": len(tokenizer), "streams": streams, "tokenizer": report})
+
+
+def _pieces(path: Path) -> Iterator[list[str]]:
+    piece: list[str] = []
+    size = 0
+    for text, _ in read_texts(path):
+        piece.append(text)
+        size += len(text)
+        if size >= PIECE:
+            yield piece
+            piece, size = [], 0
+    yield piece
+
+
+def _within(texts: list[str], budget: int) -> list[str]:
+    """Return the first texts of ``budget`` characters together, at least one, cut to the budget."""
+    chosen: list[str] = []
+    for text in texts:
+        if budget <= 0:
+            break
+        chosen.append(text[:budget])
+        budget -= len(text)
+    return chosen
+
+
+def _open(
+    text: Path,
+    tokens: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    hashed: str,
+    key: str,
+    weights: list[float],
+    reused: bool,
+) -> Prepared:
+    manifest, account = read_manifest(tokens), read_manifest(text)
+    assert manifest is not None and account is not None, "both were found whole a moment ago"
+    streams, size = manifest["streams"], manifest["vocab_size"]
+    names = [f"train-{number}" for number in range(len(weights))]
+    used = [number for number, name in enumerate(names) if streams[name]["tokens"] > 1]
+    by_split = {
+        "train": [streams[name] for name in names],
+        **{name: [streams[name]] for name in ("validation", "test") if name in streams},
+    }
+    splits = {name: {k: sum(s[k] for s in parts) for k in ("documents", "tokens", "bytes")} for name, parts in by_split.items()}
+    audit = {
+        **account["audit"],
+        "tokens": splits["train"]["tokens"],
+        "tokenizer": manifest["tokenizer"],
+        "splits": splits,
+        "key": key,
+        "reused": reused,
+    }
+
+    def stream(name: str) -> TokenStream | None:
+        return TokenStream(tokens, name, size) if streams.get(name, {}).get("documents") else None
+
+    return Prepared(
+        tokenizer,
+        [TokenStream(tokens, names[number], size) for number in used],
+        [weights[number] for number in used],
+        stream("validation"),
+        stream("test"),
+        {name: facts["bytes"] for name, facts in splits.items()},
+        key,
+        audit,
+        reused,
+        hashed,
+        text,
+    )
