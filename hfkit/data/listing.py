@@ -19,8 +19,8 @@ def list_files(files: Files, what: str, formats: tuple[str, ...] = FORMATS) -> l
     """Return the files that paths, globs (with ``**``) and folders name: each once, in the order given, sorted within.
 
     Args:
-        files: One or several; globs and folders (with the folders inside) take the files of accepted formats and
-            leave out those whose name begins with a dot.
+        files: One or several; globs and folders (with the folders inside) take the files of accepted formats, and
+            leave out what begins with a dot.
         what: The setting that they come from, such as ``data.train_files``, for messages.
         formats: The file endings that are accepted, before .gz or .zst.
 
@@ -49,7 +49,8 @@ def _expand(entry: str, what: str, formats: tuple[str, ...]) -> list[Path]:
         if any((path / name).exists() for name in SAVED_DATASET):
             raise BadInput(f"{what}: {entry} is a saved dataset; give it as data.dataset")
         unnamed = tuple(ending for ending in formats if ending not in NAMED_ONLY)
-        if not (paths := _readable(path.rglob("*"), path, unnamed)):
+        shown = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
+        if not (paths := _readable(shown, unnamed)):
             raise BadInput(f"{what}: the folder {entry} holds no text {accepted}")
         return paths
     if path.exists():
@@ -58,21 +59,17 @@ def _expand(entry: str, what: str, formats: tuple[str, ...]) -> list[Path]:
         return [path]
     if not glob.has_magic(entry):
         raise BadInput(f"{what}: no such file or folder: {entry}")
-    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    if not (paths := _readable(matches, Path(), formats)):
+    if not (paths := _readable(map(Path, glob.glob(str(path), recursive=True)), formats)):
         raise BadInput(f"{what}: {entry} matches no file that can be read {accepted}")
     return paths
 
 
-def _readable(paths: Iterable[Path], root: Path, formats: tuple[str, ...]) -> list[Path]:
-    """Return the sorted files of these formats with no hidden part below `root`."""
-    return sorted(
-        path
-        for path in paths
-        if split_name(path)[0] in formats
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
-    )
+def _readable(paths: Iterable[Path], formats: tuple[str, ...]) -> list[Path]:
+    return sorted(path for path in paths if split_name(path)[0] in formats and path.is_file())
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def content_digests(paths: list[Path], memory: Path | None = None) -> list[str]:
