@@ -42,7 +42,7 @@ _FTFY = ftfy.TextFixerConfig(
     remove_control_chars=False,
     normalization=None,
 )
-_LONGEST_PIECE = 100_000  # characters that ftfy sees at once; its time grows faster than a line's length
+_LONGEST_PIECE = 100_000  # characters; ftfy itself cuts lines each million, through a broken character if one is there
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -99,7 +99,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def fix_mojibake(text: str) -> str:
-    """Undo text that was decoded as something else than it was encoded in, line by line, with ftfy.
+    """Undo text that was decoded as something else than it was encoded in, line by line, with ftfy (0.3 to 1 MB/s).
 
     Example:
         >>> fix_mojibake("schÃ¶n, sagte sie; â€œcafÃ©â€\x9d")

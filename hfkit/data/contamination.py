@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from hfkit.data.words import hash_windows, hash_words, normalise
+from hfkit.data.words import hash_windows, hash_words
 from hfkit.settings import BadInput
 
 SHORTEST = 8  # words of the shortest evaluation document that is looked for
@@ -26,7 +26,7 @@ def passage_hashes(texts: Iterable[str], words: int = 13) -> np.ndarray:
         raise BadInput(f"a passage must have between 1 and {_LONGEST} words, not {words}")
     parts = [np.empty(0, np.uint64)]
     for text in texts:
-        hashes, _, _ = hash_words(normalise(text))
+        hashes = hash_words(text).hashes
         if len(hashes) >= min(words, SHORTEST):
             parts.append(_hash_passages(hashes, min(words, len(hashes))))
     return np.unique(np.concatenate(parts))
@@ -42,22 +42,21 @@ def find_overlap(text: str, hashes: np.ndarray, words: int = 13) -> str | None:
 
     Example:
         >>> held_out = passage_hashes(["It was the best of times, it was the worst of times"], words=6)
-        >>> find_overlap("Dickens wrote: BEST OF TIMES; IT WAS Worst.", hashes=held_out, words=6)
-        'best of times; it was'
+        >>> find_overlap("Dickens wrote: The BEST of times; IT WAS grand.", hashes=held_out, words=6)
+        'the best of times; it was'
     """
-    normalised = normalise(text)
-    found, first, last = hash_words(normalised)
+    normalised, found, first, end = hash_words(text)
     best: tuple[int, int] | None = None
     for length in range(min(words, SHORTEST), words + 1):
-        begin, end = np.searchsorted(hashes, np.array([length, length + 1], np.uint64) << _HASH_BITS)
-        if begin == end or len(found) < length:
+        low, high = np.searchsorted(hashes, np.array([length, length + 1], np.uint64) << _HASH_BITS)
+        if low == high or len(found) < length:
             continue
-        known = hashes[begin:end]
+        known = hashes[low:high]
         passages = _hash_passages(found, length)
         shared = np.flatnonzero(known[np.minimum(np.searchsorted(known, passages), len(known) - 1)] == passages)
         if len(shared) and (best is None or shared[0] < best[0]):
             best = int(shared[0]), length
-    return None if best is None else normalised[first[best[0]] : last[best[0] + best[1] - 1]]
+    return None if best is None else normalised[first[best[0]] : end[best[0] + best[1] - 1]]
 
 
 def _hash_passages(hashes: np.ndarray, length: int) -> np.ndarray:

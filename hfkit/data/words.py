@@ -8,6 +8,7 @@ A word is a run of letters, digits and marks, after NFKC and lower-casing; a cha
 import re
 import unicodedata
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,56 +19,75 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers can be undone modulo 2**64
 _SEPARATOR, _WORD, _WORD_BY_ITSELF, _INVISIBLE = range(4)
 
 
-def normalise(text: str) -> str:
-    """The form in which words are compared; ``hash_words`` counts its characters."""
-    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()
+class Words(NamedTuple):
+    """The words of a text, in order."""
+
+    normalised: str
+    """The text after NFKC and lower-casing; the places below count its characters."""
+    hashes: np.ndarray
+    """(words,) uint64"""
+    first: np.ndarray
+    """First character of each word: (words,) int64."""
+    end: np.ndarray
+    """The character after each word's last: (words,) int64."""
 
 
-def hash_words(normalised: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hash every word: (hashes (words,) uint64, first character (words,) int64, end (words,) int64)."""
-    parts = []
+@lru_cache(maxsize=1)  # a document is asked for its signature, then for its overlap with the evaluation text
+def hash_words(text: str) -> Words:
+    """Hash every word of the text; the arrays are read-only."""
+    normalised = (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower()
+    blocks = []
     start = 0
-    while start < len(normalised):
+    while start < len(normalised) or not blocks:
         end = start + _BLOCK
         if end < len(normalised):  # cut between words; a run of a million characters without a space is cut anywhere
             end = max(normalised.rfind(" ", start, end), normalised.rfind("\n", start, end)) + 1 or end
         hashes, first, last = _hash_block(normalised[start:end])
-        parts.append((hashes, first + start, last + start))
+        blocks.append((hashes, first + start, last + start))
         start = end
-    if not parts:
-        return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
-    hashes, first, last = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return hashes, first, last
+    columns = blocks[0] if len(blocks) == 1 else [np.concatenate(column) for column in zip(*blocks, strict=True)]
+    for column in columns:
+        column.flags.writeable = False
+    return Words(normalised, *columns)
 
 
 def hash_windows(hashes: np.ndarray, size: int) -> np.ndarray:
     """Hash every run of ``size`` words: (words - size + 1,) uint64, empty where there are fewer words."""
     count = max(len(hashes) - size + 1, 0)
     total = np.zeros(count, np.uint64)
-    for offset in range(size if count else 0):
-        # One odd multiplier per place: multilinear hashing (Lemire & Kaser 2014, doi:10.1093/comjnl/bxt070).
-        total += hashes[offset : offset + count] * np.uint64(_spread(offset + 1) | 1)
+    for offset, multiplier in enumerate(multipliers(size) if count else ()):
+        total += hashes[offset : offset + count] * multiplier
     return _mix(total)
+
+
+@lru_cache
+def multipliers(count: int) -> np.ndarray:
+    """One odd number per place, (count,) uint64, for multilinear hashing (Lemire & Kaser 2014, arXiv:1202.4961)."""
+    return _mix(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_BASE)) | np.uint64(1)
 
 
 def _hash_block(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     kinds = _kinds()[codes]
-    visible = np.flatnonzero(kinds != _INVISIBLE)
-    if len(visible) < len(codes):
-        codes, kinds = codes[visible], kinds[visible]
+    if (invisible := kinds == _INVISIBLE).any():
+        places = (~invisible).nonzero()[0]
+        codes, kinds = codes[places], kinds[places]
+    else:
+        places = None
     in_word = kinds == _WORD
     alone = kinds == _WORD_BY_ITSELF
-    before = np.concatenate(([False], in_word[:-1]))
-    after = np.concatenate((in_word[1:], [False]))
-    first = np.flatnonzero(alone | (in_word & ~before))
-    last = np.flatnonzero(alone | (in_word & ~after))
+    begins, ends = alone | in_word, alone | in_word
+    begins[1:] &= ~in_word[:-1] | alone[1:]
+    ends[:-1] &= ~in_word[1:] | alone[:-1]
+    first, last = begins.nonzero()[0], ends.nonzero()[0]
     power, inverse = _powers()
     # A word's hash is the sum of mixed(code) * BASE**place: a difference of prefix sums, shifted back to place 0.
     prefix = np.zeros(len(codes) + 1, np.uint64)
     np.cumsum(_mix(codes.astype(np.uint64)) * power[: len(codes)], out=prefix[1:])
     hashes = (prefix[last + 1] - prefix[first]) * inverse[first]
-    return _mix(hashes), visible[first], visible[last] + 1
+    if places is not None:
+        first, last = places[first], places[last]
+    return _mix(hashes), first, last + 1
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
@@ -78,10 +98,6 @@ def _mix(values: np.ndarray) -> np.ndarray:
     values *= np.uint64(0xC4CEB9FE1A85EC53)
     values ^= values >> np.uint64(33)
     return values
-
-
-def _spread(number: int) -> int:
-    return int(_mix(np.array([number * _BASE % 2**64], np.uint64))[0])
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +112,7 @@ def _powers() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def _kinds() -> np.ndarray:
-    """What each code point is to a word: (0x110000,) uint8. Takes about 0.2 s, once per process."""
+    """What each code point is to a word: (0x110000,) uint8. Takes about 0.1 s, once per process."""
     kinds = np.zeros(0x110000, np.uint8)
     by_category = {"L": _WORD, "M": _WORD, "N": _WORD, "Cf": _INVISIBLE}
     for code in range(0x20000):  # beyond lie Han, without spaces, and unassigned or invisible code points
