@@ -10,17 +10,18 @@ import json
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from hfkit.files import write_atomic
 from hfkit.settings import BadInput
+from hfkit.yaml12 import dump_yaml, read_yaml
 
 Config = TypeVar("Config")
 
@@ -46,10 +47,12 @@ def parse_config(config_class: type[Config], args: list[str] | None = None) -> C
             raise SystemExit(0)
         values = parser.get_defaults()
         for path in files:
-            content = _read_yaml(path)
+            content = read_yaml(path)
             _check_keys(content, config_class, where=str(path))
-            values = _parse(hints, lambda c=content, v=values: parser.parse_object(c, cfg_base=v), where=f"{path}: ")
-        values = _parse(hints, lambda: parser.parse_args(flags, namespace=values), where="--")
+            with _in_plain_words(hints, where=f"{path}: "):
+                values = parser.parse_object(content, namespace=values)
+        with _in_plain_words(hints, where="--"):
+            values = parser.parse_args(flags, namespace=values)
         config = config_class(**vars(parser.instantiate(values)))
     except BadInput as error:
         fail(str(error))
@@ -66,7 +69,7 @@ def save_config(config: Any, path: Path) -> None:
 
 def to_yaml(config: Any) -> str:
     """Return ``config`` as the text of a YAML file, in the order of its fields."""
-    return yaml.dump(config_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return dump_yaml(config_dict(config))
 
 
 def config_dict(config: Any) -> dict[str, Any]:
@@ -195,10 +198,12 @@ def _build_parser(config_class: type, with_docstrings: bool) -> ArgumentParser:
     return parser
 
 
-def _parse(hints: dict[str, Any], parse: Any, where: str) -> Namespace:
-    """Return what ``parse`` returns; its complaint becomes a line with the key, the value and what is accepted."""
+@contextmanager
+def _in_plain_words(hints: dict[str, Any], where: str) -> Iterator[None]:
+    """Turn jsonargparse's complaint about a value into a line with the key, the value and what is accepted."""
     try:
-        return parse()
+        yield
+        return
     except ArgumentError as error:
         message = str(error)
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
@@ -209,25 +214,6 @@ def _parse(hints: dict[str, Any], parse: Any, where: str) -> Namespace:
     if key in hints and given:
         message = f"{key} takes {describe(hints[key])}, not {given[-1]!r}"
     raise BadInput(where + message)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text("utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise BadInput(f"--config {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"--config {path} is not UTF-8 text: byte {error.start}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
-        raise BadInput(f"{line}: not YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not YAML: {error}") from None
-    if content is None:  # only comments
-        return {}
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} must hold `key: value` lines, not {type(content).__name__}")
-    return content
 
 
 def _check_keys(content: Any, config_class: type, where: str, prefix: str = "") -> None:
@@ -263,28 +249,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads plain scalars as YAML 1.2 does: `1e-3` is a number; `no`, `on` and `2024-01-01` are text."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads back: text that would look like a number to it is quoted."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # a list used twice is written twice, not as `*id001`
-        return True
-
-
-_WHOLE = r"[-+]?(0|[1-9][0-9_]*)"
-_SCALARS = {
-    "null": (r"~|null|", "~n"),
-    "bool": (r"true|false", "tf"),
-    "int": (_WHOLE, "-+0123456789"),
-    "float": (rf"({_WHOLE}(\.[0-9]*)?|[-+]?\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
-}
-for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {}
-    for _name, (_pattern, _first) in _SCALARS.items():
-        characters = [*_first, ""] if _name == "null" else list(_first)
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), characters)

@@ -1,4 +1,4 @@
-"""The test suite's environment, set before any test imports a library that reads it: offline, one thread, own caches."""
+"""The test suite's environment, set before any library is imported that reads it: offline, one thread, own caches."""
 
 import os
 import tempfile
