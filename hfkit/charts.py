@@ -92,19 +92,21 @@ def downsample(points: Points, limit: int = POINTS) -> Points:
     return kept
 
 
-def smooth(points: Points, weight: float) -> Points:
-    """Return the exponential mean of a curve, corrected for its start; a gap stays a gap.
+def smooth(points: Points, reach: int) -> Points:
+    """Return the mean over ``reach`` points to either side; a gap stays a gap.
+
+    Near the start fewer points count, the same number to both sides, so that the curve does not lag behind a steep fall
+    as an exponential mean does.
 
     Example:
-        >>> smooth([(1, 4.0), (2, None), (3, 1.0)], weight=0.5)
-        [(1, 4.0), (2, None), (3, 2.0)]
+        >>> smooth([(1, 8.0), (2, 4.0), (3, 3.0), (4, None), (5, 2.0), (6, 1.0)], reach=1)
+        [(1, 8.0), (2, 5.0), (3, 3.5), (4, None), (5, 1.5), (6, 1.5)]
     """
-    total = share = 0.0
     result: list[tuple[float, float | None]] = []
-    for x, y in points:
-        if y is not None:
-            total, share = weight * total + (1 - weight) * y, weight * share + (1 - weight)
-        result.append((x, None if y is None else total / share))
+    for index, (x, y) in enumerate(points):
+        side = min(reach, index)
+        window = [value for _, value in points[index - side : index + side + 1] if value is not None]
+        result.append((x, None if y is None else sum(window) / len(window)))
     return result
 
 
@@ -133,7 +135,7 @@ def line_chart(
     def place(x: float, y: float) -> str:
         return f"{1000 * (x - left) / (right - left):.1f} {1000 - 1000 * (y - low) / (high - low):.1f}"
 
-    y_ticks, x_ticks = find_ticks(low, high, 5 if tall else 4), find_ticks(left, right, 6 if tall else 3)
+    y_ticks, x_ticks = find_ticks(low, high, 6 if tall else 4), find_ticks(left, right, 6 if tall else 4)
     grid = "".join(f'<path class="grid" d="M{place(left, y)}H1000"/>' for y in y_ticks)
     curves = "".join(_draw(s, place) for s in drawn)
     y_labels = "".join(
@@ -159,7 +161,7 @@ def bar_list(rows: Sequence[tuple[str, float]], total: float | None = None) -> s
     longest = max((value for _, value in rows), default=0) or 1
     lines = []
     for label, value in rows:
-        share = f" <small>{value / total:.1%}</small>" if total else ""
+        share = f" <small>{f'{value / total:.1%}' if value / total >= 0.0005 else '< 0.1%'}</small>" if total else ""
         lines.append(
             f'<div class="bar"><span>{escape(label)}</span><i><b style="width:{100 * value / longest:.2f}%"></b></i>'
             f"<span>{format_number(value)}{share}</span></div>"

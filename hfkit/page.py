@@ -4,8 +4,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from hfkit.charts import format_number
-
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfbf9; --card: #f4f2ee; --ink: #23252a; --soft: #6a6d75; --line: #e2dfd8;
   --main: #2b6a94; --second: #c0582b; --good: #3d7a4f; --bad: #b23a3a; }
@@ -19,7 +17,7 @@ h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -.02em; font-weight: 6
 h2 { font-size: 1.15rem; letter-spacing: -.01em; font-weight: 650; margin: 3.2rem 0 1rem; }
 h3 { font-size: .95rem; font-weight: 600; margin: 1.8rem 0 .5rem; }
 p { margin: .5rem 0; } .soft, small, .axis { color: var(--soft); } small { font-size: .82em; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: .75rem; margin: 2rem 0 0; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: .75rem; margin: 2rem 0 0; }
 .card { background: var(--card); border-radius: .6rem; padding: .85rem 1rem .8rem; }
 .card span { display: block; font-size: .8rem; color: var(--soft); }
 .card b { display: block; font-size: 1.5rem; line-height: 1.35; font-weight: 600; letter-spacing: -.02em; }
@@ -31,25 +29,30 @@ figcaption b { font-weight: 600; margin-right: auto; }
 .key::before { content: ""; display: inline-block; width: 1.1em; height: 0; border-top: 2.5px solid;
   margin-right: .45em; vertical-align: .28em; border-radius: 2px; }
 .key.main::before { color: var(--main); } .key.second::before { color: var(--second); }
-.key.faint::before { color: var(--main); opacity: .4; }
-.plot { position: relative; height: 9.5rem; margin: 0 .8rem 1.5rem 3rem; } .tall .plot { height: 19rem; }
+.key.faint::before { color: var(--main); opacity: .5; }
+.plot { position: relative; height: 9.5rem; margin: 0 .8rem 1.5rem 3.2rem; } .tall .plot { height: 19rem; }
 svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
 svg path { fill: none; vector-effect: non-scaling-stroke; stroke-linecap: round; stroke-linejoin: round; }
 .grid { stroke: var(--line); stroke-width: 1; } .curve { stroke-width: 2; } .dot { stroke-width: 6; }
 path.main { stroke: var(--main); } path.second { stroke: var(--second); }
-path.faint { stroke: var(--main); stroke-width: 1; opacity: .4; }
+path.faint { stroke: var(--main); stroke-width: 1; opacity: .5; }
 .column { fill: var(--main); } .hover { fill: transparent; } .hover:hover { fill: var(--soft); fill-opacity: .18; }
 .y, .x { position: absolute; font-size: .75rem; line-height: 1; color: var(--soft); white-space: nowrap; }
 .y { right: calc(100% + .6rem); transform: translateY(50%); }
 .x { top: calc(100% + .6rem); transform: translateX(-50%); }
 .axis { text-align: right; font-size: .75rem; line-height: 1; margin: 0 .8rem 0 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+.scroll { overflow-x: auto; margin-bottom: 1.5rem; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .38rem 1.2rem .38rem 0;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 500; color: var(--soft); }
 td.number, th.number { text-align: right; padding: .38rem 0 .38rem 1.2rem; }
-table.facts { width: auto; min-width: min(100%, 26rem); } .facts td { overflow-wrap: anywhere; }
-.confusion { width: auto; } .confusion td { text-align: right; min-width: 4.5rem; padding: .5rem .8rem;
+.facts { columns: 24rem; column-gap: 3rem; margin: 0; font-size: .9rem; }
+.facts div { display: grid; grid-template-columns: minmax(8rem, 12rem) 1fr; gap: 1rem; padding: .38rem 0;
+  border-bottom: 1px solid var(--line); break-inside: avoid; }
+.facts dt { color: var(--soft); } .facts dd { margin: 0; overflow-wrap: anywhere; }
+.charts .curve { stroke-width: 1.5; }
+.confusion { width: auto; } caption { text-align: left; padding-bottom: .5rem; }
+.confusion td { text-align: right; min-width: 4.5rem; padding: .5rem .8rem;
   border: 1px solid var(--paper); } .confusion th { border: 0; }
 .bar { display: grid; grid-template-columns: minmax(6rem, 13rem) 1fr minmax(5.5rem, auto); gap: 1rem; font-size: .9rem;
   align-items: center; padding: .2rem 0; } .bar span:last-child { text-align: right; }
@@ -61,11 +64,11 @@ blockquote { margin: 1rem 0; padding: .1rem 0 .1rem 1.2rem; border-left: 3px sol
 pre { background: var(--card); border-radius: .6rem; padding: 1rem 1.2rem; font: .82rem/1.5 ui-monospace,
   SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--soft); } .good { color: var(--good); }
-.bad { color: var(--bad); }
+.bad { color: var(--bad); } p.bad { margin-bottom: 1.5rem; }
 @media (max-width: 34rem) { main { padding: 2rem 1.1rem 3rem; } h1 { font-size: 1.5rem; } .tall .plot { height: 14rem; }
   .bar { grid-template-columns: 1fr auto; gap: .1rem 1rem; padding: .4rem 0; }
   .bar i { grid-row: 2; grid-column: 1 / 3; }
-  .cards { grid-template-columns: 1fr 1fr; } .plot { margin-left: 2.6rem; } }
+  .cards { grid-template-columns: 1fr 1fr; } figcaption b { flex-basis: 100%; } }
 @media print { body { font-size: 11px; } main { max-width: none; padding: 0; } .card, pre { border: 1px solid #ddd; }
   h2 { break-after: avoid; } }
 """
@@ -103,7 +106,7 @@ def show(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (int, float)):
-        return format_number(value)
+        return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
     if isinstance(value, list):
         return ", ".join(show(item) for item in value)
     return str(value)
@@ -124,11 +127,11 @@ def flatten_facts(value: dict[str, Any], prefix: str = "") -> list[tuple[str, An
 
 
 def facts_table(facts: dict[str, Any]) -> str:
-    """Return a table of names and values."""
+    """Return names and values, in two columns where the page is wide enough."""
     rows = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(show(value))}</td></tr>" for name, value in flatten_facts(facts)
+        f"<div><dt>{escape(name)}</dt><dd>{escape(show(value))}</dd></div>" for name, value in flatten_facts(facts)
     )
-    return f'<div class="scroll"><table class="facts">{rows}</table></div>' if rows else ""
+    return f'<dl class="facts">{rows}</dl>' if rows else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -14,7 +14,7 @@ from hfkit.audit_page import audit_summary
 from hfkit.charts import Series, format_number, format_short, is_number, line_chart, smooth
 from hfkit.files import read_json, write_atomic
 from hfkit.masking import mask_secrets
-from hfkit.page import cards, facts_table, fold, page, quote, section, shorten, show
+from hfkit.page import cards, facts_table, fold, page, quote, section, shorten, show, table
 
 ROWS = 20  # predictions shown, and classes of a confusion matrix
 PASSAGE = 1500  # characters of a sample shown
@@ -29,8 +29,8 @@ FIGURES = (
     ("chrf", "chrF", "characters and words"),
     ("bits_per_byte", "Bits per byte", "of the validation text"),
     ("perplexity", "Perplexity", "per token, validation"),
-    ("eval_loss", "Validation loss", "nats per token"),
-    ("train_loss", "Training loss", "nats per token"),
+    ("eval_loss", "Validation loss", "nats per target"),
+    ("train_loss", "Training loss", "nats per target"),
     ("parameters", "Parameters", "trained"),
     ("tokens", "Tokens", "trained on"),
     ("tokens_per_second", "Tokens per second", "all processes"),
@@ -48,7 +48,7 @@ def write_report(output_dir: Path) -> Path:
     body = [
         head(output_dir.resolve().name, result, lines, passport),
         section("Curves", *curves(lines)),
-        section("Result", confusion(result), facts_table({k: v for k, v in result.items() if k != "confusion_matrix"})),
+        section("Result", confusion(result), per_class(result), facts_table(plain_figures(result))),
         section("Samples", samples(read_rows(output_dir / "samples.jsonl"))),
         section("Predictions", predictions(read_rows(output_dir / "predictions.jsonl", ROWS))),
         section("Data", audit_summary(read_json(output_dir / "audit.json") or {})),
@@ -115,7 +115,7 @@ def head(name: str, result: dict[str, Any], lines: list[dict[str, Any]], passpor
     elif is_number(result.get("steps")):
         notes.append(f"{format_number(result['steps'])} steps")
     if len(sessions) > 1:
-        notes.append(f"resumed {len(sessions) - 1} times")
+        notes.append("resumed once" if len(sessions) == 2 else f"resumed {len(sessions) - 1} times")
     figures = [
         (title, show_figure(field, known[field]), note) for field, title, note in FIGURES if is_number(known.get(field))
     ]
@@ -134,8 +134,8 @@ def curves(lines: list[dict[str, Any]]) -> list[str]:
     loss = points(training, "loss")
     bad = [x for x, y in loss if y is None]
     raw = [Series("training loss", loss, "main", dots=len(loss) < 3)]
-    if len(loss) >= 30:  # a mean over about a fortieth of the run; fewer lines are a curve that needs none
-        raw = [Series("training loss", loss, "faint"), Series("smoothed", smooth(loss, 1 - 40 / (len(loss) + 40)))]
+    if len(loss) >= 30:  # a mean over a thirtieth of the run; fewer lines are a curve that needs none
+        raw = [Series("training loss", loss, "faint"), Series("smoothed", smooth(loss, len(loss) // 60))]
     validation = Series("validation loss", points(evaluations, "eval_loss"), "second", dots=len(evaluations) <= 40)
     small = [
         line_chart([Series("learning rate", points(training, "learning_rate"))], "Learning rate"),
@@ -146,7 +146,7 @@ def curves(lines: list[dict[str, Any]]) -> list[str]:
         f'<p class="bad">Not a finite loss at step {escape(show(bad[:5]))}{" …" if bad[5:] else ""}.</p>' if bad else ""
     )
     grid = f'<div class="charts">{"".join(small)}</div>' if any(small) else ""
-    return [line_chart([*raw, validation], "Loss, nats per token", tall=True), note, grid]
+    return [line_chart([*raw, validation], "Loss, nats per target", tall=True), note, grid]
 
 
 def confusion(result: dict[str, Any]) -> str:
@@ -170,6 +170,20 @@ def confusion(result: dict[str, Any]) -> str:
         '<div class="scroll"><table class="confusion"><caption class="soft">rows: label, columns: prediction</caption>'
         f"<tr><th></th>{header}</tr>{''.join(rows)}</table></div>"
     )
+
+
+def per_class(result: dict[str, Any]) -> str:
+    """Return a table of each class's figures."""
+    classes = result.get("per_class")
+    if not isinstance(classes, dict) or not classes:
+        return ""
+    columns = list(next(iter(classes.values())))
+    return table(["class", *columns], [[name, *(row.get(c) for c in columns)] for name, row in classes.items()])
+
+
+def plain_figures(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without what has a table of its own."""
+    return {name: value for name, value in result.items() if name not in ("confusion_matrix", "per_class")}
 
 
 def samples(rows: list[dict[str, Any]]) -> str:
