@@ -11,8 +11,8 @@ import pytest
 from datasketch import MinHash, MinHashLSH
 
 from hfkit.data import dedup, words
-from hfkit.data.contamination import find_overlap, passage_hashes
-from hfkit.data.dedup import exact_hash, find_exact_duplicates, find_near_duplicates, signature
+from hfkit.data.contamination import find_overlap, find_overlaps, passage_hashes
+from hfkit.data.dedup import exact_hash, find_exact_duplicates, find_near_duplicates, signature, signatures
 from hfkit.settings import BadInput, DedupConfig
 
 CONFIG = DedupConfig()
@@ -162,24 +162,21 @@ def test_bands_make_pairs_at_the_threshold_candidates(jaccard: float, permutatio
 
 def test_words_are_runs_of_letters_and_single_han_characters() -> None:
     text = "Don't STOP: e-mail soft\u00adhyphen १२ हिन्दी 漢字かなカ ไทย ２０２４ x_y"
-    found = words.hash_words(text)
+    found = words.hash_words([text])
     spelled = [found.normalised[first:end] for first, end in zip(found.first, found.end, strict=True)]
     assert spelled == [
         *("don", "t", "stop", "e", "mail", "soft\u00adhyphen", "१२", "हिन्दी"),
         *("漢", "字", "か", "な", "カ", "ไ", "ท", "ย", "2024", "x", "y"),
     ]
-    assert words.hash_words("softhyphen").hashes[0] == found.hashes[5]
+    assert words.hash_words(["softhyphen"]).hashes[0] == found.hashes[5]
     assert len(set(found.hashes.tolist())) == len(spelled)
 
 
 def test_long_texts_are_hashed_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     text = " ".join(f"word{number}" for number in range(500)) + "\n" + "文字" * 200
-    words.hash_words.cache_clear()
-    whole = words.hash_words(text)
-    words.hash_words.cache_clear()
+    whole = words.hash_words([text])
     monkeypatch.setattr(words, "_BLOCK", 100)
-    pieces = words.hash_words(text)
-    words.hash_words.cache_clear()
+    pieces = words.hash_words([text])
     for one, other in zip(whole[1:], pieces[1:], strict=True):
         assert one.tolist() == other.tolist()
 
@@ -203,7 +200,7 @@ def test_every_pasted_passage_is_found_whatever_surrounds_it() -> None:
         before, after = _random_words(rng, rng.randrange(40)), _random_words(rng, rng.randrange(40))
         found = find_overlap(f"{' '.join(before)}“{pasted}. {' '.join(after)}", hashes)
         assert found is not None
-        assert words.hash_words(found).hashes.tolist() == words.hash_words(" ".join(passage[:13])).hashes.tolist()
+        assert words.hash_words([found]).hashes.tolist() == words.hash_words([" ".join(passage[:13])]).hashes.tolist()
 
 
 def test_twelve_shared_words_are_no_overlap() -> None:
@@ -222,6 +219,18 @@ def test_short_evaluation_documents_are_looked_for_as_a_whole() -> None:
     assert find_overlap(f"He wrote: {sentence.upper()}!", hashes) == sentence
     assert find_overlap("a quite short sentence of only nine words", hashes) is None
     assert find_overlap("seven words are too common to count", hashes) is None
+
+
+def test_many_texts_at_once_give_what_each_gives_alone() -> None:
+    rng = random.Random(10)
+    pool = [*_random_words(rng, 30), "文字", "é", "!", ""]
+    texts = [" ".join(rng.choices(pool, k=rng.randrange(40))) for _ in range(200)] + ["", "\u0301a"]
+    hashes = passage_hashes(texts[:20], words=3)
+    assert find_overlaps(texts, hashes, words=3) == [find_overlap(text, hashes, words=3) for text in texts]
+    assert sum(overlap is None for overlap in find_overlaps(texts, hashes, words=3)) > 20
+    assert (signatures(texts, CONFIG) == np.stack([signature(text, CONFIG) for text in texts])).all()
+    assert signatures([], CONFIG).shape == (0, 128)
+    assert find_overlaps([], hashes) == []
 
 
 def test_chinese_passages_are_found() -> None:

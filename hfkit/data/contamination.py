@@ -8,11 +8,11 @@ Passages are compared by 58-bit hashes: a billion training words against ten mil
 matches.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from hfkit.data.words import hash_windows, hash_words
+from hfkit.data.words import Words, hash_windows, hash_words
 from hfkit.settings import BadInput
 
 SHORTEST = 8  # words of the shortest evaluation document that is looked for
@@ -26,9 +26,9 @@ def passage_hashes(texts: Iterable[str], words: int = 13) -> np.ndarray:
         raise BadInput(f"a passage must have between 1 and {_LONGEST} words, not {words}")
     parts = [np.empty(0, np.uint64)]
     for text in texts:
-        hashes = hash_words(text).hashes
-        if len(hashes) >= min(words, SHORTEST):
-            parts.append(_hash_passages(hashes, min(words, len(hashes))))
+        found = hash_words([text])
+        if len(found.hashes) >= min(words, SHORTEST):
+            parts.append(_hash_passages(found, min(words, len(found.hashes)))[0])
     return np.unique(np.concatenate(parts))
 
 
@@ -45,20 +45,30 @@ def find_overlap(text: str, hashes: np.ndarray, words: int = 13) -> str | None:
         >>> find_overlap("Dickens wrote: The BEST of times; IT WAS grand.", hashes=held_out, words=6)
         'the best of times; it was'
     """
-    normalised, found, first, end = hash_words(text)
-    best: tuple[int, int] | None = None
+    return find_overlaps([text], hashes, words)[0]
+
+
+def find_overlaps(texts: Sequence[str], hashes: np.ndarray, words: int = 13) -> list[str | None]:
+    """`find_overlap` of each text; faster than one by one where texts are short."""
+    found = hash_words(texts)
+    first: dict[int, tuple[int, int]] = {}  # text → first shared passage: its first word, its length
     for length in range(min(words, SHORTEST), words + 1):
         low, high = np.searchsorted(hashes, np.array([length, length + 1], np.uint64) << _HASH_BITS)
-        if low == high or len(found) < length:
+        if low == high:
             continue
         known = hashes[low:high]
-        passages = _hash_passages(found, length)
-        shared = np.flatnonzero(known[np.minimum(np.searchsorted(known, passages), len(known) - 1)] == passages)
-        if len(shared) and (best is None or shared[0] < best[0]):
-            best = int(shared[0]), length
-    return None if best is None else normalised[first[best[0]] : end[best[0] + best[1] - 1]]
+        passages, starts = _hash_passages(found, length)
+        shared = starts[known[np.minimum(np.searchsorted(known, passages), len(known) - 1)] == passages]
+        numbers, earliest = np.unique(np.searchsorted(found.bounds, shared, side="right") - 1, return_index=True)
+        for number, start in zip(numbers.tolist(), shared[earliest].tolist(), strict=True):
+            first[number] = min(first.get(number, (start, length)), (start, length))
+    overlaps: list[str | None] = [None] * len(texts)
+    for number, (start, length) in first.items():
+        overlaps[number] = found.normalised[found.first[start] : found.end[start + length - 1]]
+    return overlaps
 
 
-def _hash_passages(hashes: np.ndarray, length: int) -> np.ndarray:
-    """Hash every run of ``length`` words, with the length in the upper bits so that one array serves all lengths."""
-    return (hash_windows(hashes, length) >> np.uint64(6)) | (np.uint64(length) << _HASH_BITS)
+def _hash_passages(found: Words, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """`hash_windows` with the length in the upper bits, so that one sorted array serves all lengths."""
+    hashes, starts = hash_windows(found, length)
+    return (hashes >> np.uint64(6)) | (np.uint64(length) << _HASH_BITS), starts

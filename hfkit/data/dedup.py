@@ -16,6 +16,7 @@ at 0.5 (5.2 spreads away). 21 bands of 6 rows make a pair at 0.8 a candidate wit
 """
 
 import hashlib
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
@@ -44,15 +45,21 @@ def exact_hash(text: str) -> bytes:
 
 
 def signature(text: str, config: DedupConfig) -> np.ndarray:
-    """MinHash of the text's word shingles: (permutations,) uint32, the same in every process and run.
+    """MinHash of one text's word shingles: (permutations,) uint32; see `signatures`, which is faster for many."""
+    return signatures([text], config)[0]
+
+
+def signatures(texts: Sequence[str], config: DedupConfig) -> np.ndarray:
+    """MinHash of each text's word shingles: (texts, permutations) uint32, the same in every process and run.
 
     A word is a character in scripts without spaces (see `hfkit/data/words.py`). A text with fewer words than a shingle
     has no shingle: its signature says so, and `find_near_duplicates` leaves it to exact comparison.
     """
-    shingles = hash_windows(hash_words(text).hashes, config.shingle)
-    ends = np.array([0, len(shingles)], np.uint64)
+    words = hash_words(texts)
+    shingles, starts = hash_windows(words, config.shingle)
+    ends = np.searchsorted(starts, words.bounds).astype(np.uint64)
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(shingles, ends, config.permutations, _SEED)
-    return np.array(matrix.to_rows()[0], np.uint32)
+    return np.array(matrix.to_rows(), np.uint32).reshape(len(texts), config.permutations)
 
 
 def find_exact_duplicates(hashes: np.ndarray) -> np.ndarray:
