@@ -195,7 +195,7 @@ def test_every_pasted_passage_is_found_whatever_surrounds_it() -> None:
         start = rng.randrange(60 - length + 1)
         passage = held_out[trial % 50][start : start + length]
         pasted = "".join(
-            rng.choice([str.upper, str.title, str])(w) + rng.choice([" ", ", ", "\n\n> ", "—", "” (“"]) for w in passage
+            rng.choice([w.upper(), w.title(), w]) + rng.choice([" ", ", ", "\n\n> ", "—", "” (“"]) for w in passage
         )
         before, after = _random_words(rng, rng.randrange(40)), _random_words(rng, rng.randrange(40))
         found = find_overlap(f"{' '.join(before)}“{pasted}. {' '.join(after)}", hashes)

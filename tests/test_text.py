@@ -8,6 +8,7 @@ import ftfy
 import pytest
 from ftfy.badness import MOJIBAKE_CATEGORIES, is_bad
 
+from hfkit import quality
 from hfkit import text as rules
 from hfkit.settings import BadInput, CleanConfig
 from hfkit.text import clean
@@ -147,19 +148,19 @@ def test_filters_keep_what_lies_on_their_bound() -> None:
     assert clean("ab!?", CleanConfig(max_symbol_share=0.5, min_characters=4, max_characters=4)) == ("ab!?", [])
     assert clean("क्षत्रिय", CleanConfig(max_symbol_share=0.0))[0] == "क्षत्रिय"  # marks are no symbols
     prose = " ".join(f"word{number} and" for number in range(50))
-    assert rules._repeated_share(prose.split(), 5) == 0
+    assert quality._repeated_share(prose.split(), 5) == 0
     assert clean(CLEAN["english"], CleanConfig(repetition=True)) == (CLEAN["english"], [])
 
 
 def test_repeated_words_are_counted_once() -> None:
     words = "a b c d e a b c d e f".split()
-    assert rules._repeated_share(words, 5) == 5 / 11
-    assert rules._repeated_share(list("aaaaaa"), 2) == 5 / 6
-    assert rules._top_share(words, 2) == 4 / 11
+    assert quality._repeated_share(words, 5) == 5 / 11
+    assert quality._repeated_share(list("aaaaaa"), 2) == 5 / 6
+    assert quality._top_share(words, 2) == 4 / 11
 
 
 def test_language_filter(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules._language_detector.cache_clear()
+    quality._language_detector.cache_clear()
     config = CleanConfig(languages=["de"])
     try:
         import lingua  # noqa: F401

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hfkit.text import UNSPACED
+from hfkit.quality import UNSPACED
 
 _BLOCK = 1 << 20  # characters hashed at once, which bounds memory at about 60 MB however long the text is
 _BASE = 0x9E3779B97F4A7C15  # odd, so that its powers can be undone modulo 2**64
