@@ -69,9 +69,11 @@ def is_repetitive(text: str, config: CleanConfig) -> bool:
         if sum(map(len, repeated)) > max_characters * sum(map(len, units)):
             return True
     words = _WORD.findall(text.lower())
-    if any(_top_share(words, size) > limit for size, limit in _MAX_TOP_NGRAM.items()):
+    # Where most units are single characters, two of them stand for a word: the mean length of words in Chinese.
+    units_per_word = 2 if sum(map(len, words)) < 2 * len(words) else 1
+    if any(_top_share(words, size * units_per_word) > limit for size, limit in _MAX_TOP_NGRAM.items()):
         return True
-    return any(_repeated_share(words, size) > limit for size, limit in _MAX_REPEATED_NGRAM.items())
+    return any(_repeated_share(words, size * units_per_word) > limit for size, limit in _MAX_REPEATED_NGRAM.items())
 
 
 def _repeats(units: Sequence[str]) -> list[str]:

@@ -136,7 +136,7 @@ def test_masks_and_boilerplate() -> None:
         ("ab12", CleanConfig(max_digit_share=0.49), "symbols"),
         ("buy now\n" * 3 + "one other line\n" * 2, CleanConfig(repetition=True), "repetition"),
         ("the same five words again " * 4, CleanConfig(repetition=True), "repetition"),
-        ("好好好好好好好好", CleanConfig(repetition=True), "repetition"),
+        ("好" * 20, CleanConfig(repetition=True), "repetition"),
     ],
 )
 def test_filters_drop_and_are_named(text: str, config: CleanConfig, rule: str) -> None:
@@ -150,6 +150,8 @@ def test_filters_keep_what_lies_on_their_bound() -> None:
     prose = " ".join(f"word{number} and" for number in range(50))
     assert quality._repeated_share(prose.split(), 5) == 0
     assert clean(CLEAN["english"], CleanConfig(repetition=True)) == (CLEAN["english"], [])
+    chinese = "深度学习是机器学习的一个分支，它使用多层神经网络；深度学习的模型有很多层。"
+    assert clean(chinese, CleanConfig(repetition=True)) == (chinese, [])
 
 
 def test_repeated_words_are_counted_once() -> None:
