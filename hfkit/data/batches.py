@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hfkit.data.order import EMPTY, build_mixture, mix_sources, share_of_rank, shuffle
 from hfkit.data.shards import IGNORE_INDEX, TokenStream
+from hfkit.settings import BadInput, TrainConfig
 
 Batch = dict[str, Tensor]
 
@@ -142,6 +143,54 @@ def _windows_of(stream: TokenStream, number: int, length: int) -> np.ndarray:
     within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
     offset = within * length
     return np.stack(
-        [np.full(len(document), number), stream.starts[document] + offset, np.minimum(length, targets[document] - offset)],
+        [
+            np.full(len(document), number),
+            stream.starts[document] + offset,
+            np.minimum(length, targets[document] - offset),
+        ],
         axis=1,
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, and how its steps are divided."""
+
+    max_steps: int
+    split: Split
+    last: int | None
+    """Sequences of the whole run, where `epochs` ends it inside a step."""
+
+
+def plan_steps(config: TrainConfig, rows: int, length: int, rank: int = 0, world_size: int = 1) -> Plan:
+    """Return the number of steps and the division of each.
+
+    Args:
+        rows: Sequences of one epoch.
+        length: Tokens of a sequence.
+
+    Raises:
+        BadInput: where the global batch cannot be divided as asked.
+    """
+    size = config.global_batch_size
+    if config.global_batch_tokens is not None:
+        size, left = divmod(config.global_batch_tokens, length)
+        if left or not size:
+            raise BadInput(
+                f"train.global_batch_tokens {config.global_batch_tokens} is not a multiple of "
+                f"data.sequence_length {length}"
+            )
+    if size % world_size:
+        raise BadInput(f"train.global_batch_size {size} cannot be divided among {world_size} processes")
+    share = size // world_size
+    micro = config.micro_batch_size or max(n for n in range(1, min(share, 8) + 1) if share % n == 0)
+    if share % micro:
+        raise BadInput(
+            f"train.global_batch_size {size} over {world_size} processes is {share} sequences each, "
+            f"not a multiple of train.micro_batch_size {micro}"
+        )
+    split = Split(size, micro, rank, world_size)
+    if config.epochs is None:
+        return Plan(config.max_steps or 1000, split, None)
+    last = round(rows * config.epochs)
+    return Plan(-(-last // size), split, last)

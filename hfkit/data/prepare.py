@@ -120,7 +120,8 @@ def _build(folder: Path, fill: Any) -> bool:
 
 
 def _build_text(folder: Path, config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> None:
-    seal(folder, {"audit": refine(folder, config, sources, evaluation)})
+    provenance = {source.name: source.fingerprint() for source in [*sources, *evaluation.values()]}
+    seal(folder, {"audit": refine(folder, config, sources, evaluation), "provenance": provenance})
 
 
 def _build_tokenizer(folder: Path, text: Path, config: TokenizerConfig, sources: int) -> None:
@@ -211,13 +212,17 @@ def _open(
         "train": [streams[name] for name in names],
         **{name: [streams[name]] for name in ("validation", "test") if name in streams},
     }
-    splits = {name: {k: sum(s[k] for s in parts) for k in ("documents", "tokens", "bytes")} for name, parts in by_split.items()}
+    splits = {
+        name: {k: sum(s[k] for s in parts) for k in ("documents", "tokens", "bytes")}
+        for name, parts in by_split.items()
+    }
     audit = {
         **account["audit"],
         "tokens": splits["train"]["tokens"],
         "tokenizer": manifest["tokenizer"],
         "splits": splits,
         "key": key,
+        "provenance": account["provenance"],
         "reused": reused,
     }
 

@@ -1,0 +1,39 @@
+"""Scores of a language model that can be compared: over the whole text, by every process, whatever the batch size."""
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfkit.data.batches import evaluation_windows
+from hfkit.data.shards import TokenStream
+from hfkit.loop import sum_losses
+from hfkit.metrics import score_language_model
+
+
+def score_text(
+    accelerator: Accelerator,
+    module: nn.Module,
+    stream: TokenStream,
+    num_bytes: int,
+    length: int,
+    batch_size: int,
+) -> dict[str, float]:
+    """Return eval_loss, perplexity, bits_per_byte and the counts behind them.
+
+    Args:
+        module: The loss module, as prepared.
+        stream: Tokenized documents; each is cut on its own into windows of ``length`` targets from its start.
+        num_bytes: UTF-8 bytes of the documents' text.
+        batch_size: Windows per forward pass; changes speed alone.
+    """
+    windows = evaluation_windows([stream], length, batch_size, accelerator.process_index, accelerator.num_processes)
+    nats, targets = sum_losses(accelerator, module, windows)
+    return score_language_model(nats, round(targets), num_bytes)
+
+
+def first_words(tokenizer: PreTrainedTokenizerBase, stream: TokenStream, count: int = 3, words: int = 8) -> list[str]:
+    """Return the first few words of some documents, spread over the stream: prompts for samples."""
+    chosen = range(0, stream.num_documents, max(1, stream.num_documents // count))
+    texts = [tokenizer.decode(stream.document(index)[:64], skip_special_tokens=True) for index in chosen]
+    prompts = [" ".join(text.split()[:words]) for text in texts]
+    return [prompt for prompt in prompts if prompt][:count]

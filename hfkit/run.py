@@ -1,0 +1,412 @@
+"""One run: resume, train with checkpoints and figures, and leave the result; what every training recipe shares.
+
+A recipe gives what differs: the data, the loss, how to evaluate and what to sample.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from hfkit.checkpoint import (
+    find_checkpoint,
+    read_checkpoint,
+    restore_model,
+    restore_optimizer,
+    save_checkpoint,
+    state_writers,
+)
+from hfkit.config import config_dict, save_config
+from hfkit.data.batches import Plan, Reader
+from hfkit.data.prepare import Prepared
+from hfkit.export import export_model
+from hfkit.files import digest_of, read_json, recover_folder, write_atomic, write_json
+from hfkit.launch import build_accelerator, current_status, stopper
+from hfkit.loop import Hooks, Loop, Progressed, Rhythm
+from hfkit.model import count_parameters, flops_per_token
+from hfkit.optim import build_optimizer, build_schedule
+from hfkit.passport import write_passport
+from hfkit.report import write_report
+from hfkit.settings import BadInput, OptimConfig, TrainConfig
+from hfkit.tracking import (
+    MetricsLog,
+    Progress,
+    Throughput,
+    compute_mfu,
+    log_to_trackers,
+    peak_flops,
+    read_metrics,
+    start_trackers,
+)
+
+MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
+STATE = (
+    "checkpoints",
+    "model",
+    "metrics.jsonl",
+    "result.json",
+    "config.yaml",
+    "report.html",
+    "passport.json",
+    "samples.jsonl",
+    "audit.json",
+)
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass
+class Facts:
+    """What a run is, besides its settings: compared at resume, and written into its passport."""
+
+    data_key: str
+    tokenizer_hash: str
+    identity: dict[str, Any] = field(default_factory=dict)
+    """Task-specific settings that a resumed run must share."""
+    data: dict[str, Any] = field(default_factory=dict)
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    audit: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Prepared, **identity: Any) -> "Facts":
+        """Return the facts of prepared text."""
+        passport = {name: data.audit[name] for name in ("key", "sources", "splits", "removed", "provenance")}
+        tokenizer = {"sha256": data.tokenizer_hash, **data.audit["tokenizer"]}
+        return cls(data.key, data.tokenizer_hash, identity, passport, tokenizer, data.audit)
+
+
+class Run:
+    """The state of a run that is not the model's: where it is, what it has done, what it writes."""
+
+    def __init__(self, config: Any, facts: Facts) -> None:
+        self.config, self.facts = config, facts
+        self.train_config: TrainConfig = config.train
+        self.accelerator = build_accelerator(config.train)
+        self.output_dir = Path(config.output_dir)
+        self.checkpoints = self.output_dir / "checkpoints"
+        self.progress = Progressed()
+        self.throughput = Throughput()
+        self.failed_saves = 0
+        self.evaluated: tuple[int, dict[str, float]] = (-1, {})
+        self.log: MetricsLog | None = None
+        self.bar: Progress | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes."""
+        return self.accelerator.is_main_process
+
+    @property
+    def rank(self) -> int:
+        """This process's number among those that share the data."""
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        """Processes that share the data."""
+        return self.accelerator.num_processes
+
+    def say(self, text: str) -> None:
+        """Tell the person at the console."""
+        if self.is_main:
+            print(text, file=sys.stderr) if self.bar is None else self.bar.write(text)
+
+    def set_up(self, module: nn.Module, optim: OptimConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Prepare module and optimizer for this launch, and load the state that ``resume`` names.
+
+        Args:
+            module: The loss module.
+        """
+        self.plan, self.tokenizer = plan, tokenizer
+        self.schedule = build_schedule(optim, plan.max_steps)
+        self.size = count_parameters(module.model)
+        self.flops = flops_per_token(module.model, getattr(self.config.data, "sequence_length", 0))
+        shape = {
+            k: v for k, v in module.model.config.to_dict().items() if k not in ("transformers_version", "use_cache")
+        }
+        self.identity = self._identity(optim, plan, shape)
+        source = self._choose_checkpoint()
+        if source is not None:
+            self._compare_identity(source[1])
+        optimizer = build_optimizer(module, optim)
+        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        if source is not None:
+            inner = self.accelerator.unwrap_model(self.module)
+            restore_model(source[0], inner)
+            restore_optimizer(source[0], inner, getattr(self.optimizer, "optimizer", self.optimizer))
+            self.progress = Progressed(**source[1]["progress"])
+            if self.accelerator.scaler is not None and source[1].get("scaler"):
+                self.accelerator.scaler.load_state_dict(source[1]["scaler"])
+        if self._compiles():
+            self.accelerator.unwrap_model(self.module).compile()
+        self._open_output(source[0] if source else None)
+
+    def _compiles(self) -> bool:
+        wanted = self.train_config.compile
+        return self.accelerator.device.type == "cuda" if wanted is None else wanted
+
+    def _identity(self, optim: OptimConfig, plan: Plan, shape: dict[str, Any]) -> dict[str, Any]:
+        """Return what a resumed run must share with the one that saved: INTERFACES' list, one flat dictionary."""
+        return {
+            "data": self.facts.data_key,
+            "tokenizer": self.facts.tokenizer_hash,
+            "seed": self.config.seed,
+            "data.sequence_length": getattr(self.config.data, "sequence_length", None),
+            "train.global_batch_size": plan.split.global_batch_size,
+            "train.max_steps": plan.max_steps,
+            **{f"optim.{name}": value for name, value in asdict(optim).items()},
+            **{f"model.{name}": value for name, value in shape.items()},
+            "model.dropout": self.config.model.dropout,
+            **self.facts.identity,
+        }
+
+    def _choose_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the checkpoint that ``resume`` names, and its manifest.
+
+        The main process looks (and may set damaged ones aside); the others hear of its choice.
+        """
+        resume = self.config.resume
+        found: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                if resume == "never":
+                    self._move_aside()
+                elif resume == "auto":
+                    recover_folder(self.output_dir / "model")
+                    found[0] = find_checkpoint(self.checkpoints)
+                else:
+                    found[0] = (Path(resume), read_checkpoint(Path(resume)))
+            except BadInput as error:
+                found[1] = str(error)
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(found)
+        if found[1]:
+            raise BadInput(f"resume: {found[1]}")
+        return found[0]
+
+    def _move_aside(self) -> None:
+        """Move an earlier run's state to previous-N/."""
+        present = [self.output_dir / name for name in STATE if (self.output_dir / name).exists()]
+        if present:
+            number = 1 + sum(1 for path in self.output_dir.glob("previous-*"))
+            aside = self.output_dir / f"previous-{number}"
+            aside.mkdir()
+            for path in present:
+                os.replace(path, aside / path.name)
+
+    def _compare_identity(self, manifest: dict[str, Any]) -> None:
+        """Raise BadInput listing every field in which this run differs from the one that saved."""
+        old, new = manifest["identity"], self.identity
+        free = set(self.config.resume_accept)
+        if new["optim.schedule"] in ("constant", "wsd") and new["train.max_steps"] > old["train.max_steps"]:
+            free.add("max_steps")
+        differing = [
+            f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+            for name in sorted({*old, *new})
+            if old.get(name) != new.get(name) and name not in free and name.rsplit(".", 1)[-1] not in free
+        ]
+        if differing:
+            raise BadInput(
+                f"{self.output_dir} holds another run: {'; '.join(differing[:6])}. "
+                "Use another --output_dir, --resume never, or the old values"
+            )
+
+    def _open_output(self, source: Path | None) -> None:
+        """Write what is known before the first step."""
+        self.peak = peak_flops(self.accelerator.device)
+        if not self.is_main:
+            return
+        save_config(self.config, self.output_dir / "config.yaml")
+        write_passport(
+            self.output_dir,
+            data=self.facts.data,
+            tokenizer=self.facts.tokenizer,
+            seed=self.config.seed,
+            resumed_from=self.progress.step if source else None,
+            num_processes=self.world_size,
+        )
+        if self.facts.audit:
+            write_json(self.output_dir / "audit.json", self.facts.audit)
+        self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.progress.step)
+        start_trackers(
+            self.accelerator, self.config.tracking, config_dict(self.config), self.output_dir, self.progress.step
+        )
+        if source:
+            self.say(f"Resuming from {source} at step {self.progress.step}.")
+
+    def train(self, read: Reader, evaluate: Evaluate, sample: Callable[[nn.Module, int], None] | None = None) -> None:
+        """Train to the last step, evaluating, sampling and saving when due."""
+        config = self.train_config
+        rhythm = Rhythm(
+            self.plan.max_steps,
+            config.log_every,
+            config.eval_every,
+            config.save_every,
+            config.sample_every,
+            config.max_skipped_steps,
+        )
+        self.throughput = Throughput(self.progress.seconds)
+        hooks = Hooks(
+            log=self._log_training,
+            advance=self._advance,
+            evaluate=lambda step: self._evaluate(step, evaluate),
+            save=self._save,
+            sample=lambda step: self._sample(step, sample),
+            should_stop=lambda: stopper.requested,
+        )
+        loop = Loop(
+            self.accelerator,
+            self.module,
+            self.optimizer,
+            read,
+            self.schedule,
+            rhythm,
+            self.progress,
+            hooks,
+            self.config.seed,
+            self.config.optim.max_grad_norm,
+        )
+        stopper.deferred = True
+        with Progress(self.plan.max_steps, "train", "step", self.progress.step, enabled=self.is_main) as self.bar:
+            loop.run()
+        self.bar = None
+
+    def _advance(self, step: int, loss: float) -> None:
+        self.bar.update(1, loss=loss)
+        if status := current_status():
+            status.update(step=step)
+
+    def _log_training(self, figures: dict[str, float]) -> None:
+        window = figures.pop("window_tokens")
+        self.throughput.add(window)
+        speed, seconds = self.throughput.read(), self.throughput.seconds
+        self.progress.seconds = seconds
+        line = {**figures, "tokens": self.progress.tokens, "tokens_per_second": speed, "seconds": seconds}
+        if (mfu := compute_mfu(self.flops, speed, self.peak, self.world_size)) is not None:
+            line["mfu"] = mfu
+        self._write(line)
+        self.bar.update(0, learning_rate=figures["learning_rate"], tokens_per_second=speed)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(line)
+            log_to_trackers(self.accelerator, line)
+
+    def _evaluate(self, step: int, evaluate: Evaluate) -> None:
+        with self.throughput.pause():
+            figures = evaluate(self.module)
+        self.evaluated = (step, figures)
+        self._write({"step": step, **figures})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float))
+        self.say(f"Evaluation after step {step}: {shown}")
+
+    def _sample(self, step: int, sample: Callable[[nn.Module, int], None] | None) -> None:
+        if sample is not None:
+            with self.throughput.pause():
+                sample(self.accelerator.unwrap_model(self.module), step)
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint; a full disk leaves the earlier ones and a warning, three in a row stop the run."""
+        with self.throughput.pause():
+            self.progress.seconds = self.throughput.seconds
+            if self.evaluated[0] == step and "eval_loss" in self.evaluated[1]:
+                loss = self.evaluated[1]["eval_loss"]
+                if self.progress.best is None or loss < self.progress.best:
+                    self.progress.best, self.progress.best_step = loss, step
+            inner = self.accelerator.unwrap_model(self.module)
+            writers = state_writers(inner, getattr(self.optimizer, "optimizer", self.optimizer))
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+            failed = [False]
+            if self.is_main:
+                facts = {
+                    "world_size": self.world_size,
+                    "data_key": self.facts.data_key,
+                    "config_hash": digest_of(config_dict(self.config)),
+                    "identity": self.identity,
+                    "progress": asdict(self.progress),
+                    "scaler": scaler,
+                }
+                try:
+                    keep = self.train_config.keep_checkpoints
+                    save_checkpoint(self.checkpoints, step, writers, facts, keep, self.progress.best_step)
+                    self.failed_saves = 0
+                except (OSError, RuntimeError) as error:  # torch and safetensors have their own errors for a full disk
+                    self.failed_saves += 1
+                    self.say(f"warning: no checkpoint at step {step}: {error}; the one before it stays")
+                    failed[0] = self.failed_saves >= MAX_FAILED_SAVES
+            if self.world_size > 1:
+                torch.distributed.broadcast_object_list(failed)
+            if failed[0]:
+                raise OSError(f"{MAX_FAILED_SAVES} checkpoints in a row could not be written; see the warnings above")
+
+    def write_samples(self, step: int, prompts: list[str], texts: list[str]) -> None:
+        """Print what the model says after ``step`` steps, and keep it for the report."""
+        if not self.is_main:
+            return
+        path = self.output_dir / "samples.jsonl"
+        rows = [row for row in read_lines(path) if row["step"] < step]
+        rows += [{"step": step, "prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        for prompt, text in zip(prompts, texts, strict=True):
+            self.say(f"\n  {prompt} → {text.strip()}")
+
+    def finish(
+        self,
+        evaluate: Evaluate,
+        sample: Callable[[nn.Module, int], None] | None = None,
+        extra: dict[str, Any] | None = None,
+        loader: type = AutoModelForCausalLM,
+    ) -> dict[str, Any] | None:
+        """Export the model and write the result and the report; return the result on the main process.
+
+        On a run that was finished before, only what is missing is made again.
+        """
+        result = read_json(self.output_dir / "result.json")
+        model_folder = self.output_dir / "model"
+        inner = self.accelerator.unwrap_model(self.module)
+        complete = [bool(result and result.get("steps") == self.progress.step), (model_folder / "config.json").exists()]
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(complete)
+        if not complete[1] or not complete[0]:
+            export_model(inner.model, self.tokenizer, model_folder, write=self.is_main, loader=loader)
+        if not complete[0]:
+            if self.evaluated[0] != self.progress.step:
+                self.evaluated = (self.progress.step, evaluate(self.module))
+            self._sample(self.progress.step, sample)
+            result = {**self._figures(), **self.evaluated[1], **(extra or {})}
+        if not self.is_main:
+            return None
+        assert result is not None
+        write_json(self.output_dir / "result.json", result)
+        write_report(self.output_dir)
+        self.accelerator.end_training()
+        return result
+
+    def _figures(self) -> dict[str, Any]:
+        lines = [line for line in self._lines() if "loss" in line]
+        seconds = self.progress.seconds
+        return {
+            "parameters": self.size.parameters,
+            "tokens": self.progress.tokens,
+            "steps": self.progress.step,
+            "seconds": round(seconds, 2),
+            "tokens_per_second": round(self.progress.tokens / seconds, 1) if seconds else None,
+            "train_loss": lines[-1]["loss"] if lines else None,
+            "skipped_steps": self.progress.skipped,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_metrics(self.output_dir / "metrics.jsonl") if self.is_main else []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON-lines file of our own; none where it is missing."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []

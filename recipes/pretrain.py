@@ -1,0 +1,95 @@
+"""Pretrain a causal language model: text → tokens → model → loop → perplexity → a folder that anyone can load.
+
+python recipes/pretrain.py                                            the built-in corpus, minutes on a CPU
+accelerate launch recipes/pretrain.py --config recipes/configs/pretrain/wikitext2.yaml
+accelerate launch --config_file accelerate_configs/ddp.yaml recipes/pretrain.py --data.train_files 'corpus/*.jsonl'
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfkit.config import parse_config
+from hfkit.settings import (
+    DataConfig,
+    GenerationSettings,
+    ModelConfig,
+    OptimConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+
+@dataclass
+class PretrainConfig:
+    """Pretrain a causal language model from scratch, or go on with one."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which text, and how it is cleaned, deduplicated and packed."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Byte-level BPE trained on `data`, or a tokenizer that exists."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture preset and overrides, or a model to go on from."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning-rate schedule."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Steps, batch sizes, evaluation, checkpoints."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """How samples are drawn."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Trackers besides metrics.jsonl and the report."""
+    output_dir: Path = Path("runs/pretrain")
+    """Checkpoints, figures, report and the final model."""
+    resume: str = "auto"
+    """auto: the newest whole checkpoint in output_dir; never; or a checkpoint's path."""
+    resume_accept: list[str] = field(default_factory=list)
+    """Settings that may differ from those of the run that is resumed, such as [max_steps]."""
+    seed: int = 0
+    """Decides weights, order and dropout."""
+
+
+if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
+    config = parse_config(PretrainConfig)
+
+from torch import nn
+
+from hfkit.data.batches import packed_rows, plan_steps
+from hfkit.data.prepare import prepare_data
+from hfkit.evaluation import first_words, score_text
+from hfkit.generation import continue_prompts
+from hfkit.launch import launch
+from hfkit.losses import CausalLMLoss
+from hfkit.model import build_causal_lm, check_isolation, check_length
+from hfkit.run import Facts, Run
+
+
+def main(config: PretrainConfig) -> None:
+    """Run the whole story, on every process that was launched."""
+    data = prepare_data(config.data, config.tokenizer, config.model.path)
+    run = Run(config, Facts.of(data))
+    length = config.data.sequence_length
+
+    model = build_causal_lm(config.model, data.tokenizer, config.seed)
+    check_length(model.config, length)
+    check_isolation(model)
+
+    rows = sum(stream.num_rows(length) for stream in data.train)
+    plan = plan_steps(config.train, rows, length, run.rank, run.world_size)
+    run.set_up(CausalLMLoss(model), config.optim, plan, data.tokenizer)
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        held_out = data.validation or data.train[0]
+        size = data.bytes["validation" if data.validation else "train"]
+        return score_text(run.accelerator, module, held_out, size, length, batch_size=8)
+
+    def sample(module: nn.Module, step: int) -> None:
+        prompts = first_words(data.tokenizer, data.validation or data.train[0])
+        texts = continue_prompts(module.model, data.tokenizer, prompts, config.generation, config.seed)
+        run.write_samples(step, prompts, texts)
+
+    run.train(packed_rows(data.train, data.weights, length, plan.split, config.seed, last=plan.last), evaluate, sample)
+    run.finish(evaluate, sample)
+
+
+if __name__ == "__main__":
+    launch(main, config)

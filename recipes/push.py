@@ -1,0 +1,63 @@
+"""Publish a finished run, or a model folder, on the Hub; what is there already is not sent again.
+
+python recipes/push.py --model.path runs/my-run --hub.repo_id me/my-model
+
+Exit status: 0 published (the address is printed), 2 bad input, 4 the Hub failed (everything stays local; run it again).
+"""
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hfkit.config import fail, parse_config
+from hfkit.settings import BadInput, HubConfig
+from hfkit.status import PUSH_FAILED
+
+
+@dataclass
+class PublishedModel:
+    """What to publish."""
+
+    path: Path | None = None
+    """Folder of a finished run, or of a model; null takes output_dir."""
+
+
+@dataclass
+class PushConfig:
+    """Publish a finished run or model folder."""
+
+    model: PublishedModel = field(default_factory=PublishedModel)
+    """What to publish."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Where, and how much of it."""
+    output_dir: Path | None = None
+    """Folder of a finished run, where model.path is not given."""
+    seed: int = 0
+    """Changes nothing here: every recipe takes it."""
+
+
+def main() -> int:
+    config = parse_config(PushConfig)
+    path = config.model.path or config.output_dir
+    if path is None or not path.is_dir():
+        fail(f"--model.path must be the folder of a finished run or of a model, not {path}")
+    if config.hub.repo_id is None:
+        fail("--hub.repo_id is missing; give it as name/model")
+
+    from hfkit.hub import check_access
+    from hfkit.publisher import finish_command, publish_run
+    from hfkit.remote import HubError
+
+    try:
+        check_access(replace(config.hub, required=True))
+        print(publish_run(config.hub, path))
+    except BadInput as error:
+        fail(str(error))
+    except HubError as error:
+        print(f"error: {error}\nto finish the push: {finish_command(config.hub, path)}", file=sys.stderr)
+        return PUSH_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
