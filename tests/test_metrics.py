@@ -89,10 +89,10 @@ def test_macro_f1_leaves_out_a_class_that_never_occurs() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Bin (0.6, 0.667]: confidence 0.62 and 0.66, one right. Bin (0.933, 1]: confidence 1, right.
-    scores = [[0.62, 0.38], [0.66, 0.34], [0.0, 1.0]]
-    result = score_classification([0, 1, 1], scores, ["no", "yes"])
-    assert result["expected_calibration_error"] == pytest.approx((2 / 3) * (0.64 - 0.5), abs=1e-12)
+    # Bin (0.533, 0.6]: 0.6, right. Bin (0.6, 0.667]: 0.62 and 0.66, one right. Bin (0.933, 1]: 1.0, right.
+    scores = [[0.6, 0.4], [0.62, 0.38], [0.66, 0.34], [0.0, 1.0]]
+    result = score_classification([0, 0, 1, 1], scores, ["no", "yes"])
+    assert result["expected_calibration_error"] == near(((1 - 0.6) + abs(0.62 + 0.66 - 1) + 0) / 4)
 
 
 def test_bootstrap_interval_equals_resampled_examples() -> None:
