@@ -4,6 +4,7 @@ A recipe's own dataclass holds the sections that it uses. Each field runs with i
 whose combination matters are checked in ``__post_init__``, before any work starts.
 """
 
+import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +45,7 @@ class SourceConfig:
 
 @dataclass
 class CleanConfig:
-    """Cleaning rules of `hfkit/text.py`, each with a switch. The defaults leave clean text of any language untouched."""
+    """Cleaning rules of `hfkit/text.py`, each with a switch. The defaults leave clean text of any language as it is."""
 
     enabled: bool = True
     """Apply the rules below; false reads the text as it is."""
@@ -98,13 +99,16 @@ class DedupConfig:
     threshold: float = 0.8
     """Jaccard similarity of shingle sets from which two documents count as near duplicates."""
     shingle: int = 5
-    """Words a shingle; characters (three times as many) where the script has no spaces."""
+    """Words a shingle; in scripts without spaces every character counts as a word."""
     permutations: int = 128
-    """Hash functions a signature; the error of the similarity estimate is about 1/sqrt(permutations)."""
+    """Hash functions a signature (4 bytes each); the similarity estimate spreads by up to 0.5/sqrt(permutations)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise BadInput(f"data.dedup.threshold must lie in (0, 1], not {self.threshold}")
+        for name, least in (("shingle", 1), ("permutations", 16)):
+            if (value := getattr(self, name)) < least:
+                raise BadInput(f"data.dedup.{name} must be at least {least}, not {value}")
 
 
 @dataclass
@@ -339,3 +343,33 @@ class GenerationSettings:
     """Sample among the k most probable tokens; 0 is no limit."""
     top_p: float = 0.95
     """Sample among the most probable tokens that hold this share of the probability."""
+
+
+@dataclass
+class HubConfig:
+    """Publishing on the Hub. The token comes from HF_TOKEN or `hf auth login`, never from here."""
+
+    repo_id: str | None = None
+    """Repository to publish in, as `name/model`; null publishes nothing."""
+    private: bool = True
+    """Create the repository as private; an existing one stays as it is."""
+    push_every: int | None = None
+    """Optimizer steps between pushes, each also a branch `step-…`; null: only at the end. Only steps that are saved."""
+    required: bool = False
+    """A push that fails makes the run end with status 4; otherwise it is a warning and the files stay local."""
+    include_samples: bool = False
+    """Publish samples.jsonl and predictions.jsonl too, which may quote the data."""
+    include_checkpoints: bool = False
+    """Put the training state into each `step-…` branch, so that `--resume hub` continues on another machine."""
+    revision: str | None = None
+    """Branch that `--resume hub` continues from, such as step-00001000; null is the newest whole one."""
+    license: str | None = None
+    """License of the model for its card, as the Hub spells it, such as apache-2.0."""
+    language: str | list[str] | None = None
+    """Language codes for the card, such as en; null takes what the run knows."""
+
+    def __post_init__(self) -> None:
+        if self.repo_id is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repo_id, re.ASCII):
+            raise BadInput(f"hub.repo_id must be name/model, with letters, digits, - _ and ., not {self.repo_id!r}")
+        if self.push_every is not None and self.push_every < 0:
+            raise BadInput(f"hub.push_every must be at least 0, not {self.push_every}")

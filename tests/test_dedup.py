@@ -218,6 +218,10 @@ def test_short_evaluation_documents_are_looked_for_as_a_whole() -> None:
     hashes = passage_hashes([sentence, "seven words are too common to count"])
     assert find_overlap(f"He wrote: {sentence.upper()}!", hashes) == sentence
     assert find_overlap("a quite short sentence of only nine words", hashes) is None
+    longer = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    hashes_of_both = passage_hashes([sentence, longer])
+    assert find_overlap(f"{sentence}. {longer}", hashes_of_both) == sentence
+    assert find_overlap(f"{longer}. {sentence}", hashes_of_both) == longer
     assert find_overlap("seven words are too common to count", hashes) is None
 
 
@@ -237,6 +241,12 @@ def test_chinese_passages_are_found() -> None:
     hashes = passage_hashes(["深度学习是机器学习的一个分支，它使用多层神经网络。"])
     assert find_overlap("他说：“深度学习是机器学习的一个分支”，对。", hashes) == "深度学习是机器学习的一个分"
     assert find_overlap("深度学习是机器学习的一", hashes) is None
+
+
+def test_impossible_settings_are_refused() -> None:
+    for setting in ({"threshold": 0.0}, {"shingle": 0}, {"permutations": 8}):
+        with pytest.raises(BadInput, match=f"data.dedup.{next(iter(setting))}"):
+            DedupConfig(**setting)  # type: ignore[arg-type]
 
 
 def test_passage_length_is_bounded() -> None:

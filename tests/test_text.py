@@ -90,6 +90,14 @@ def test_the_fast_gate_never_misses_what_ftfy_would_change() -> None:
     assert 4_000 < bad < 36_000  # both answers are exercised
 
 
+@pytest.mark.parametrize("broken", ["Ø§Ù„", "ГўВЂВxa", "вЂ", "x Ã ", "â€™", "½“", "‚Äì"])
+def test_the_fast_gate_sees_mojibake_at_any_distance_from_harmless_characters(broken: str) -> None:
+    for gap in range(15):
+        for text in ("“" + "z" * gap + broken, "z" * gap + broken + "z" * gap + "”"):
+            assert is_bad(text)
+            assert rules.may_be_mojibake(text)
+
+
 def test_skipping_and_cutting_give_what_ftfy_gives_on_whole_lines() -> None:
     rng = random.Random(1)
     sentences = [*CLEAN.values(), "cafÃ© au lait", "Itâ€™s", "voilÃ le travail", "ÐŸÑ€Ð¸Ð²ÐµÑ‚ мир"]
