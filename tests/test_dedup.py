@@ -246,7 +246,7 @@ def test_chinese_passages_are_found() -> None:
 def test_impossible_settings_are_refused() -> None:
     for setting in ({"threshold": 0.0}, {"shingle": 0}, {"permutations": 8}):
         with pytest.raises(BadInput, match=f"data.dedup.{next(iter(setting))}"):
-            DedupConfig(**setting)  # type: ignore[arg-type]
+            DedupConfig(**setting)
 
 
 def test_passage_length_is_bounded() -> None:

@@ -2,7 +2,7 @@
 
 The pipeline writes 16 bytes (`exact_hash`) and one signature (`signature`, 512 bytes) per document to memory-mapped
 files as documents pass by; then `find_exact_duplicates` and `find_near_duplicates` read them. Peak memory of the search
-is about 60 bytes a document, whatever the documents' length.
+is about 50 bytes a document and 20 MB, whatever the documents' length (measured at 100,000 and 400,000).
 
 Near duplicates: MinHash signatures (Broder 1997, doi:10.1109/SEQUEN.1997.666900) over sets of `shingle` consecutive
 words, computed by rensa. Signatures that agree on all rows of at least one band are candidates (Leskovec, Rajaraman &
