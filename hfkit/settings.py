@@ -180,7 +180,7 @@ class DataConfig(RowsConfig):
         super().__post_init__()
         if self.sources and (self.train_files is not None or self.dataset is not None):
             raise BadInput("give data.sources or data.train_files/data.dataset, not both")
-        if self.sequence_length < 1:
+        if self.sequence_length is not None and self.sequence_length < 1:
             raise BadInput(f"data.sequence_length must be at least 1, not {self.sequence_length}")
 
 

@@ -84,9 +84,8 @@ class LocalHub:
 
     def environment(self, token: str | None = WRITE) -> dict[str, str]:
         """Return the variables that lead a fresh process here; the caller adds HF_HOME."""
-        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | (
-            {"HF_TOKEN": token} if token else {}
-        )
+        variables = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        return variables | ({"HF_TOKEN": token} if token else {})
 
     def close(self) -> None:
         self.closing.set()
@@ -196,6 +195,7 @@ def hub_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     )
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", impatient)

@@ -1,0 +1,187 @@
+"""Talking to the Hub: time limits, repeated tries, errors as one line, and models that arrive whole.
+
+The installed client waits for ever for an answer, sends a commit once, and checks a download's size but not its
+digest; `call` and `resolve_model` add what is missing. It reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is
+imported.
+"""
+
+import functools
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import get_token, set_client_factory, snapshot_download
+from huggingface_hub.constants import is_offline_mode
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._http import default_client_factory
+
+from hfkit.files import digest
+from hfkit.settings import BadInput
+
+TIMEOUT = 120.0  # seconds of silence after which a request counts as lost
+TRIES = 6  # with the waits below, half a minute, and a minute at worst
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds
+LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is down for this run
+TRANSIENT = {408, 429}
+OTHER_FRAMEWORKS = ["*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "onnx/*", "original/*", "checkpoint/*"]
+T = TypeVar("T")
+
+
+class HubError(RuntimeError):
+    """The Hub refused or could not be reached; the message is one line without credentials."""
+
+
+@functools.cache
+def limit_waiting() -> None:
+    """Let every request of the client give up after `TIMEOUT` seconds of silence, also where it asks to wait for ever."""
+
+    def limit(request: Any) -> None:
+        asked = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {key: asked.get(key) or TIMEOUT for key in ("connect", "read", "write", "pool")}
+
+    def build() -> Any:
+        client = default_client_factory()
+        client.event_hooks = {"request": [*client.event_hooks["request"], limit]}
+        return client
+
+    set_client_factory(build)
+
+
+def call(action: Callable[[], T], stopped: threading.Event | None = None, tries: int | None = None) -> T:
+    """Return ``action()``, tried again with growing, random waits while its error may pass.
+
+    Lost connections, 408, 429 and 5xx may pass, and so may a file that arrived damaged. ``action`` must be safe to
+    repeat, also when it succeeded and only its reply was lost.
+
+    Raises:
+        HubError: when the error will not pass, the tries are used up, or ``stopped`` is set.
+    """
+    limit_waiting()
+    stopped, tries = stopped or threading.Event(), tries or TRIES
+    for attempt in range(tries):
+        try:
+            return action()
+        except (HTTPError, RuntimeError, ValueError, OSError) as error:
+            if isinstance(error, (HubError, BadInput)):
+                raise
+            wait = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.5)
+            wait = max(wait, retry_after(error))
+            last = attempt == tries - 1
+            if last or not may_pass(error) or wait > LONGEST_RETRY_AFTER or stopped.wait(wait):
+                raise HubError(explain(error)) from error
+    raise AssertionError("unreachable")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def find_status(error: BaseException) -> int | None:
+    """Return the HTTP status at the root of an error, if it is one."""
+    return next((cause.response.status_code for cause in causes(error) if isinstance(cause, HfHubHTTPError)), None)
+
+
+def retry_after(error: BaseException) -> float:
+    """Return the seconds that the server asked to wait, 0 where it did not."""
+    for cause in causes(error):
+        if isinstance(cause, HfHubHTTPError):
+            asked = cause.response.headers.get("Retry-After", "")
+            return float(asked) if asked.isdigit() else 0.0
+    return 0.0
+
+
+def may_pass(error: BaseException) -> bool:
+    """Return whether the same request may succeed later."""
+    status = find_status(error)
+    if status is None:  # the connection failed, not the Hub
+        return any(isinstance(cause, (HTTPError, ConnectionError)) for cause in causes(error)) and not is_offline_mode()
+    uploading = not isinstance(error, HfHubHTTPError)  # the client wraps what happens while it sends a large file
+    return status in TRANSIENT or status >= 500 or (uploading and status == 400)  # 400: the digest did not match
+
+
+def explain(error: BaseException) -> str:
+    """Return one line that says what went wrong, without credentials."""
+    status = find_status(error)
+    if status is None:
+        root = [*causes(error)][-1]
+        text = f"{type(root).__name__}: {root}"
+    else:
+        cause = next(cause for cause in causes(error) if isinstance(cause, HfHubHTTPError))
+        said = cause.server_message or cause.response.headers.get("X-Error-Message") or cause.response.reason_phrase
+        text = f"HTTP {status}: {said}"
+    if token := get_token():
+        text = text.replace(token, "***")
+    return " ".join(text.split())[:500]
+
+
+def resolve_model(path: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model: ``path`` itself, or the local copy of what the Hub has under that id.
+
+    Offline mode is respected: then only what was downloaded before is found. Files are checked against the digests
+    under which the Hub lists them. Nothing of what is downloaded is run.
+
+    Raises:
+        BadInput: if there is neither such a folder nor such a repository, or the Hub cannot be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise BadInput(f"{path} is a folder, so a revision ({revision}) means nothing; drop it or give a Hub id")
+        if not (folder / "config.json").exists():
+            raise BadInput(f"{path} holds no config.json, so it is not a model folder")
+        return folder
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path), re.ASCII):
+        raise BadInput(f"{path}: no such folder, and not a Hub id (name/model)")
+    try:
+        return call(
+            lambda: _download_model(str(path), revision), tries=3
+        )  # someone waits, perhaps for a misspelt folder
+    except HubError as error:
+        raise BadInput(_why_not_found(str(path), revision, error)) from error
+
+
+def _download_model(repo_id: str, revision: str | None) -> Path:
+    """Fetch the files that transformers needs; pickled weights only where there are no safetensors."""
+    ignored = [*OTHER_FRAMEWORKS, "*.bin", "*.pt", "*.pth"]
+    folder = Path(snapshot_download(repo_id, revision=revision, ignore_patterns=ignored))
+    if not any(folder.glob("*.safetensors")):
+        folder = Path(snapshot_download(repo_id, revision=revision, ignore_patterns=OTHER_FRAMEWORKS))
+    if damaged := damaged_files(folder):
+        for file in damaged:
+            file.resolve().unlink()  # the next try fetches it again
+        raise ConnectionError(f"{damaged[0].name} arrived damaged")
+    return folder
+
+
+def _why_not_found(path: str, revision: str | None, error: HubError) -> str:
+    """Return what a user understands of a model that could not be fetched."""
+    cause = error.__cause__
+    if isinstance(cause, RepositoryNotFoundError):
+        return f"{path} is neither a folder nor a repository on the Hub that you may read (private ones need HF_TOKEN)"
+    if isinstance(cause, RevisionNotFoundError):
+        return f"{path} has no revision {revision!r} on the Hub"
+    if isinstance(cause, LocalEntryNotFoundError) and is_offline_mode():
+        return f"{path} is not a folder, was not downloaded before, and HF_HUB_OFFLINE forbids to ask the Hub"
+    return f"{path} is not a folder and cannot be fetched from the Hub: {error}"
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """Return the files of a snapshot in the client's cache whose content is not what their name there promises.
+
+    The cache keeps a large file under its SHA-256 and links to it; copies (no symbolic links) are not checked.
+    """
+    links = [path for path in folder.rglob("*") if path.is_symlink()]
+    hashed = [path for path in links if re.fullmatch("[0-9a-f]{64}", path.resolve().name)]
+    return [path for path in hashed if digest(path) != path.resolve().name]
