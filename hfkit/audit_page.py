@@ -16,7 +16,7 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
 
     Args:
         audit: The content of audit.json. Besides the figures it may hold ``sources`` (a list of flat rows),
-            ``samples`` (rule → list of texts that it removed), ``duplicates`` (a list of ``{"kept": text, "removed":
+            ``samples`` (rule → list of ``{"where", "text"}`` that it acted on, with what it made or found), ``duplicates`` (a list of ``{"kept": text, "removed":
             [texts]}``) and ``lengths`` (a list of [label, documents], the histogram's columns in order).
         path: The page.
     """
@@ -32,9 +32,10 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
     ]
     lengths = [(str(label), count) for label, count in audit.get("lengths") or [] if is_number(count)]
     removed_texts = [
-        f"<h3>{escape(rule.replace('_', ' '))}</h3>" + "".join(quote(shorten(text, PASSAGE)) for text in texts)
-        for rule, texts in (audit.get("samples") or {}).items()
-        if texts
+        f"<h3>{escape(rule.replace('_', ' '))}</h3>"
+        + "".join(quote(shorten(show_sample(row), PASSAGE)) for row in rows)
+        for rule, rows in (audit.get("samples") or {}).items()
+        if rows
     ]
     sources = audit.get("sources") or []
     columns = list(sources[0]) if sources else []
@@ -45,7 +46,7 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
         section("Sources", table(columns, [[row.get(column) for column in columns] for row in sources])),
         section("Document lengths", column_chart(lengths, "Documents by length", "length")),
         section("Tokenizer", facts_table(tokenizer)),
-        section("What each rule removed", *removed_texts),
+        section("What each rule removed or changed", *removed_texts),
         section("Duplicates", *[duplicate_cluster(cluster) for cluster in audit.get("duplicates") or []]),
     ]
     write_atomic(path, page("Corpus audit · hfkit", "".join(body)))
@@ -64,6 +65,12 @@ def removed_bars(audit: dict[str, Any]) -> str:
     removed = [(rule.replace("_", " "), n) for rule, n in (audit.get("removed") or {}).items() if is_number(n) and n]
     read = (audit.get("documents") or {}).get("read")
     return bar_list(sorted(removed, key=lambda row: -row[1]), read if is_number(read) else None) if removed else ""
+
+
+def show_sample(row: dict[str, Any]) -> str:
+    """Return a sample as one passage: where it is from, its text, and what else is known of it."""
+    more = "".join(f"\n→ {name}: {value}" for name, value in row.items() if name not in ("where", "text"))
+    return f"{row.get('where', '')}: {row.get('text', '')}{more}"
 
 
 def share_text(part: Any, whole: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace ``path`` by ``content`` so that a reader, or a crash, sees the old file or the new one and nothing else."""
+    """Replace ``path`` by ``content``: a reader, or a crash, sees the old file or the new one and nothing else."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("wb") as file:

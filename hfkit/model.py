@@ -13,8 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hfkit.settings import BadInput, ModelConfig
 
@@ -89,7 +95,7 @@ def build_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         built = AutoConfig.for_model(model_type, **fields, **ids)
-        # A width-scaled initialisation: sqrt(2/5d) (Nguyen and Salazar, 2019, arXiv:1910.05895); 0.02 suits d ≈ 1000 only.
+        # Scaled to the width: sqrt(2/5d) (Nguyen and Salazar, 2019, arXiv:1910.05895); 0.02 suits d ≈ 1000 only.
         if "initializer_range" not in config.config_overrides:
             built.initializer_range = math.sqrt(2 / (5 * built.hidden_size))
     except (ValueError, TypeError) as error:
@@ -218,7 +224,9 @@ def check_isolation(model: PreTrainedModel) -> None:
     model.eval()
     with torch.no_grad():
         logits = [
-            model(x.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False).logits
+            model(
+                x.to(device), attention_mask=mask.to(device), position_ids=positions.to(device), use_cache=False
+            ).logits
             for x in (ids, changed)
         ]
     model.train(training)
@@ -262,8 +270,19 @@ def flops_per_token(model: PreTrainedModel, length: int) -> int:
     return 6 * count_parameters(model).matrix + attention
 
 
-def check_length(model_config: PretrainedConfig, length: int, flag: str = "data.sequence_length") -> None:
-    """Raise BadInput where sequences would be longer than the model's positions."""
+def set_length(model_config: PretrainedConfig, length: int) -> None:
+    """Note the training length in the configuration, whence ``score.py`` takes it.
+
+    Raises:
+        BadInput: where sequences would be longer than the model's positions.
+    """
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit is not None and length > limit:
-        raise BadInput(f"{flag} {length} is over the model's limit of {limit} positions")
+        raise BadInput(f"data.sequence_length {length} is over the model's limit of {limit} positions")
+    model_config.training_sequence_length = length
+
+
+def find_length(model_config: PretrainedConfig) -> int:
+    """Return the length that the model was trained on; 1024, or all its positions, where it does not say."""
+    limit = getattr(model_config, "max_position_embeddings", None) or 1024
+    return getattr(model_config, "training_sequence_length", None) or min(limit, 1024)

@@ -201,8 +201,8 @@ class TokenizerConfig:
         smallest = 256 + 6  # every byte, and tokenizer.SPECIAL_TOKENS
         if self.path is None and self.kind == "bpe" and self.vocab_size < smallest:
             raise BadInput(
-                f"tokenizer.vocab_size {self.vocab_size} is too small: byte-level BPE needs the 256 bytes and 6 special "
-                f"tokens, so at least {smallest}"
+                f"tokenizer.vocab_size {self.vocab_size} is too small: byte-level BPE needs the 256 bytes and 6 "
+                f"special tokens, so at least {smallest}"
             )
 
 

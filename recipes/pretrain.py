@@ -59,7 +59,7 @@ from hfkit.evaluation import first_words, score_text
 from hfkit.generation import continue_prompts
 from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
-from hfkit.model import build_causal_lm, check_isolation, check_length
+from hfkit.model import build_causal_lm, check_isolation, set_length
 from hfkit.run import Facts, Run
 
 
@@ -70,7 +70,7 @@ def main(config: PretrainConfig) -> None:
     length = config.data.sequence_length
 
     model = build_causal_lm(config.model, data.tokenizer, config.seed)
-    check_length(model.config, length)
+    set_length(model.config, length)
     check_isolation(model)
 
     rows = sum(stream.num_rows(length) for stream in data.train)

@@ -19,7 +19,7 @@ class Account:
     removed: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    clusters: dict[int, list[dict[str, str]]] = field(default_factory=dict)
+    clusters: dict[int, dict[str, Any]] = field(default_factory=dict)
     lengths: Counter[int] = field(default_factory=Counter)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -47,22 +47,37 @@ class Account:
         self.kept += whole
         self.sources[source].update(validation_documents=1, validation_bytes=len(text.encode("utf-8", "replace")))
 
+    def begin_cluster(self, first: int, where: str, text: str) -> None:
+        """List a document that stays while later ones are dropped as its duplicates (the first CLUSTERS of them)."""
+        if len(self.clusters) < CLUSTERS:
+            self.clusters[first] = {"kept": _excerpt(where, text), "removed": []}
+
     def add_to_cluster(self, first: int, where: str, text: str) -> None:
-        """List a duplicate beside the others of its cluster (the first CLUSTERS clusters)."""
-        if first in self.clusters or len(self.clusters) < CLUSTERS:
-            self.clusters.setdefault(first, []).append({"where": Path(where).name, "text": text[:EXCERPT]})
+        """List a duplicate beside the document that stays."""
+        if first in self.clusters:
+            self.clusters[first]["removed"].append(_excerpt(where, text))
 
     def facts(self) -> dict[str, Any]:
         """Return the account as JSON."""
-        histogram = [{"below_bytes": 1 << bits, "documents": n} for bits, n in sorted(self.lengths.items())]
+        histogram = [[f"< {1 << bits:,} bytes", n] for bits, n in sorted(self.lengths.items())]
         return {
             "documents": {"read": self.read, "kept": self.kept},
             "removed": {"exact_duplicates": 0, "near_duplicates": 0, "contaminated": 0, **self.removed},
             "changed": dict(self.changed),
             "bytes": sum(counts["bytes"] + counts["validation_bytes"] for counts in self.sources.values()),
-            "sources": {name: dict(counts) for name, counts in self.sources.items()},
+            "sources": [{"name": name, **_row(counts)} for name, counts in self.sources.items()],
             "samples": self.samples,
-            "duplicate_clusters": [{"first": first, "dropped": rows} for first, rows in self.clusters.items()],
+            "duplicates": list(self.clusters.values()),
             "lengths": histogram,
             "notes": self.notes,
         }
+
+
+def _excerpt(where: str, text: str) -> str:
+    return f"{Path(where).name}: {text[:EXCERPT]}"
+
+
+def _row(counts: Counter[str]) -> dict[str, int]:
+    """The counts of one source under the same names for all."""
+    names = ("documents", "bytes", "validation_documents", "validation_bytes")
+    return {**{name: counts[name] for name in names}, "removed": sum(counts.values()) - sum(counts[n] for n in names)}

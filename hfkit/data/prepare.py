@@ -58,19 +58,22 @@ def cache_folder(config: DataConfig) -> Path:
     return Path(config.cache_dir or default).expanduser().absolute()
 
 
-def prepare_data(config: DataConfig, tokenizer: TokenizerConfig, tokenizer_path: str | None = None) -> Prepared:
+def prepare_data(
+    config: DataConfig, tokenizer: TokenizerConfig, tokenizer_path: str | None = None, only_evaluation: bool = False
+) -> Prepared:
     """Prepare text and tokens, or open what was prepared before.
 
     Args:
         tokenizer_path: Used where ``tokenizer.path`` is not given, such as the folder of the model to go on from.
+        only_evaluation: Leave the training text out where validation or test text is given.
 
     Raises:
         BadInput: for text that cannot be found or read, or of which nothing is left.
     """
     cache = cache_folder(config)
-    sources = resolve_sources(config)
     given = {name: resolve_evaluation(config, name) for name in ("validation", "test")}  # type: ignore[arg-type]
     evaluation = {name: source for name, source in given.items() if source is not None}
+    sources = [] if only_evaluation and evaluation else resolve_sources(config)
 
     text_key = _text_key(config, sources, evaluation, cache)
     text = cache / f"text-{text_key}"
@@ -130,7 +133,7 @@ def _build_tokenizer(folder: Path, text: Path, config: TokenizerConfig, sources:
         trained = train_tokenizer(_sample(paths, config.sample_bytes, progress), config)
     if config.kind == "bpe" and len(trained) < config.vocab_size:
         print(
-            f"The corpus supports a vocabulary of {len(trained)} tokens; tokenizer.vocab_size asked for {config.vocab_size}.",
+            f"The corpus supports {len(trained)} tokens; tokenizer.vocab_size asked for {config.vocab_size}.",
             file=sys.stderr,
         )
     trained.save_pretrained(folder / "tokenizer")
@@ -161,11 +164,10 @@ def _build_tokens(folder: Path, text: Path, tokenizer: PreTrainedTokenizerBase, 
                 writer.write(encode_documents(tokenizer, texts))
                 size += sum(len(text.encode()) for text in texts)
                 progress.update(len(texts))
-                if name == "validation" or not proof:
-                    proof = texts
+                proof = texts if name == "validation" or not proof else proof
             writer.close()
             streams[name] = {"documents": writer.documents, "tokens": writer.tokens, "bytes": size}
-    if not any(streams[name]["tokens"] > 1 for name in names if name.startswith("train")):
+    if sources and not any(streams[name]["tokens"] > 1 for name in names if name.startswith("train")):
         raise BadInput("the training text is empty after tokenization")
     report = report_tokenizer(tokenizer, _within(proof, REPORT))
     seal(folder, {"vocab_size": len(tokenizer), "streams": streams, "tokenizer": report})

@@ -1,7 +1,7 @@
 """A strict reader of local files: every row with its place, every problem as one `file:line: field: reason`.
 
 `datasets` loads about half of all malformed JSON and CSV files silently and names no row for the rest, so local files
-are read here. Rows come one at a time; memory is bounded by the longest line (.parquet: by a row group).
+are read here. Rows come one at a time; memory is bounded by the longest row (.parquet: by a row group).
 
 A blank line between rows is a problem, since a row may be missing there; blank lines at the end of a file are not.
 """
@@ -173,11 +173,11 @@ def _json_rows(path: Path) -> Iterator[Row | str]:
 
 def _parse_object(line: bytes) -> dict[str, Any]:
     """Return a line's JSON object; unlike `json.loads`, refuse keys given twice and numbers that are not finite."""
-    text = _decode_row(line)
-    if not text.lstrip().startswith("{"):
-        raise BadInput(f"starts with {text.lstrip()[0]!r}; each line must be one JSON object, {{…}}")
+    text = _decode_row(line).strip()
+    if not text.startswith("{"):
+        raise BadInput(f"starts with {text[0]!r}; each line must be one JSON object, {{…}}")
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+        return STRICT_JSON.decode(text)
     except json.JSONDecodeError as error:
         raise BadInput(f"column {error.colno}: {error.msg}") from None
     except OverflowError:
@@ -202,6 +202,9 @@ def _finite(literal: str) -> float:
     if not math.isfinite(number := float(literal)):
         raise OverflowError(literal)
     return number
+
+
+STRICT_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
 
 
 def _field_not_finite(text: str) -> str:
@@ -258,7 +261,8 @@ def _named_cells(header: list[str], cells: list[str]) -> dict[str, Any]:
     """Return the cells under their column names, each checked to be text."""
     if len(cells) != len(header):
         raise BadInput(f"{len(cells)} cells under {len(header)} columns ({', '.join(header)})")
-    for name, cell in zip(header, cells, strict=True):
+    suspects = [] if (text := "".join(cells)).isascii() and "\0" not in text else zip(header, cells, strict=True)
+    for name, cell in suspects:
         try:
             _decode_row(cell.encode("utf-8", "surrogateescape"))
         except BadInput as problem:

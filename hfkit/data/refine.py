@@ -1,4 +1,4 @@
-"""From raw documents to the text that is trained on: hold out, clean, deduplicate, decontaminate, and account for it all.
+"""From raw documents to the text that is trained on: hold out, clean, deduplicate, decontaminate, account for it.
 
 Three passes over files, so that memory does not grow with the corpus: read every document, hold out the validation
 share and clean the rest (worker processes), keeping a hash and a signature of each in flat files; find duplicates among
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from hfkit.data.account import EXCERPT, Account
-from hfkit.data.contamination import find_overlap, passage_hashes
-from hfkit.data.dedup import exact_hash, find_exact_duplicates, find_near_duplicates, signature
+from hfkit.data.contamination import find_overlaps, passage_hashes
+from hfkit.data.dedup import exact_hash, find_exact_duplicates, find_near_duplicates, signatures
 from hfkit.data.documents import Document
 from hfkit.data.holdout import Holdout, build_holdout
-from hfkit.data.hooks import load_hooks
+from hfkit.data.hooks import Hook, load_hooks
 from hfkit.data.sources import Source
 from hfkit.data.texts import TextWriter, read_texts
 from hfkit.data.workers import map_in_order
@@ -45,13 +45,13 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
         with TextWriter(folder / f"{name}.parquet") as writer:
             for document in source.documents():
                 writer.write(document.text, document.where)
-    holds_out = "validation" not in evaluation and config.validation_share > 0
+    holds_out = bool(sources) and "validation" not in evaluation and config.validation_share > 0
     refiner = Refiner(folder, config, account, build_holdout(config, sources) if holds_out else None)
     for number, source in enumerate(sources):
         refiner.clean_source(number, source)
     refiner.close()
     write_kept(folder, config, sources, account)
-    if not any(counts["documents"] for counts in account.sources.values()):
+    if sources and not any(counts["documents"] for counts in account.sources.values()):
         why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or "none was read"
         raise BadInput(f"no training text is left of {account.read} documents ({why})")
     assert account.read == account.kept + sum(account.removed.values()), "every document is kept or accounted for"
@@ -70,23 +70,33 @@ class Cleaned:
 
 def clean_documents(texts: list[str], config: DataConfig) -> list[Cleaned]:
     """Clean texts, and hash what is left (in a worker process)."""
-    hooks = load_hooks(config.hooks)
-    done = []
-    for raw in texts:
-        text, rules = clean(raw, config.clean)
-        for name, hook in zip(config.hooks, hooks, strict=True):
-            if text is not None and (changed := hook(text)) != text:
-                text, rules = changed, [*rules, name]
-        found = text or ""
-        done.append(
-            Cleaned(
-                text or None,
-                rules if text or rules else ["empty"],
-                exact_hash(found) if text and config.dedup.exact else b"",
-                signature(found, config.dedup).tobytes() if text and config.dedup.near else b"",
-            )
+    hooks = list(zip(config.hooks, load_hooks(config.hooks), strict=True))
+    cleaned = [_clean_one(text, config, hooks) for text in texts]
+    kept = [text for text, _ in cleaned if text is not None]
+    rows = iter(signatures(kept, config.dedup)) if config.dedup.near else None
+    return [
+        Cleaned(
+            text,
+            rules,
+            exact_hash(text) if text is not None and config.dedup.exact else b"",
+            next(rows).tobytes() if text is not None and rows is not None else b"",
         )
-    return done
+        for text, rules in cleaned
+    ]
+
+
+def _clean_one(raw: str, config: DataConfig, hooks: list[tuple[str, Hook]]) -> tuple[str | None, list[str]]:
+    text, rules = clean(raw, config.clean)
+    for name, hook in hooks:
+        if text is not None and (changed := hook(text)) != text:
+            text, rules = changed, [*rules, name]
+    if not text:
+        return None, rules or ["empty"]
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # only with cleaning off; neither Parquet nor a tokenizer takes a lone surrogate
+        return None, [*rules, "not_unicode"]
+    return text, rules
 
 
 class Refiner:
@@ -155,6 +165,7 @@ def _clean_piece(piece: list[Document], config: DataConfig) -> tuple[list[Docume
 def write_kept(folder: Path, config: DataConfig, sources: list[Source], account: Account) -> None:
     """The second and third pass: find duplicates and overlaps, write what stays as train-<n>.parquet."""
     cluster, kind = _find_duplicates(folder, config)
+    heads = set(np.unique(cluster[cluster != np.arange(len(cluster))]).tolist())
     passages = _evaluation_passages(folder, config)
     index = 0
     with Progress(len(cluster) or None, "deduplicate", "document") as progress:
@@ -171,6 +182,8 @@ def write_kept(folder: Path, config: DataConfig, sources: list[Source], account:
                         elif overlap is not None:
                             account.remove("contaminated", source.name, where, text, passage=overlap)
                         else:
+                            if index in heads:
+                                account.begin_cluster(index, where, text)
                             writer.write(text, where)
                             account.keep(source.name, len(text.encode()))
                         index += 1
@@ -219,4 +232,4 @@ def _overlaps(
 ) -> tuple[list[tuple[str, str]], list[str | None]]:
     if passages is None or not len(passages):
         return piece, [None] * len(piece)
-    return piece, [find_overlap(text, passages) for text, _ in piece]
+    return piece, find_overlaps([text for text, _ in piece], passages)

@@ -16,7 +16,7 @@ AHEAD = 3  # pieces per worker that are read before the oldest result is taken
 
 
 def num_workers() -> int:
-    """Return how many processes suit this machine: its usable cores, divided by the processes that the launcher started."""
+    """Return how many processes suit this one: the usable cores, divided among those that the launcher started."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 

@@ -1,0 +1,52 @@
+"""Prepare text for training: read, clean, deduplicate, decontaminate, tokenize, and write down what was done.
+
+    python recipes/prepare.py --data.train_files 'corpus/*.jsonl.gz' --data.validation_files held_out.txt
+
+The result lies in `data.cache_dir` under a key of its content; every recipe with the same settings uses it. The audit
+(audit.json and audit.html in `output_dir`) says what came in, what each rule removed and how good the tokenizer is.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfkit.config import parse_config
+from hfkit.settings import DataConfig, TokenizerConfig
+
+
+@dataclass
+class PrepareConfig:
+    """Turn raw text into tokenized shards and an audit."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """Which text, and how it is cleaned, deduplicated and packed."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Byte-level BPE trained on `data`, or a tokenizer that exists."""
+    output_dir: Path = Path("runs/prepare")
+    """Where the audit goes."""
+    seed: int = 0
+    """Unused by preparation, which depends on the content alone; accepted so that every recipe takes it."""
+
+
+if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
+    config = parse_config(PrepareConfig)
+
+from hfkit.audit_page import write_audit_page
+from hfkit.config import save_config
+from hfkit.data.prepare import prepare_data
+from hfkit.files import write_json
+from hfkit.launch import launch
+from hfkit.status import describe, is_main_process
+
+
+def main(config: PrepareConfig) -> None:
+    """Prepare, or find what was prepared, and write the audit."""
+    data = prepare_data(config.data, config.tokenizer)
+    if is_main_process():
+        save_config(config, config.output_dir / "config.yaml")
+        write_json(config.output_dir / "audit.json", data.audit)
+        write_audit_page(data.audit, config.output_dir / "audit.html")
+        print(describe({name: data.audit[name] for name in ("documents", "removed", "splits", "tokenizer", "reused")}))
+
+
+if __name__ == "__main__":
+    launch(main, config)
