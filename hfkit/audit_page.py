@@ -16,8 +16,9 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
 
     Args:
         audit: The content of audit.json. Besides the figures it may hold ``sources`` (a list of flat rows),
-            ``samples`` (rule → list of ``{"where", "text"}`` that it acted on, with what it made or found), ``duplicates`` (a list of ``{"kept": text, "removed":
-            [texts]}``) and ``lengths`` (a list of [label, documents], the histogram's columns in order).
+            ``samples`` (rule → list of ``{"where", "text"}`` that it acted on, with what it made or found),
+            ``duplicates`` (a list of ``{"kept": text, "removed": [texts]}``) and ``lengths`` (a list of
+            [label, documents], the histogram's columns in order).
         path: The page.
     """
     documents = audit.get("documents") or {}

@@ -124,7 +124,7 @@ def set_aside(folder: Path) -> None:
 
 
 def prune(root: Path, keep: int, best: int | None = None) -> None:
-    """Delete old checkpoints but the newest ``keep`` whole ones and the best; what does not verify counts for nothing."""
+    """Delete old checkpoints but the newest ``keep`` whole ones and the best; a damaged one counts for nothing."""
     whole = []
     for folder in list_checkpoints(root):
         try:

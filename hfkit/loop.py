@@ -231,7 +231,7 @@ class Loop:
             number += 1
             stop = self._account(pending) if pending else False
             pending = current
-            if not late or self._must_read(number):
+            if not late or stop or self._must_read(number):
                 stop |= self._account(pending)
                 pending = None
             self._look_up(number, stop)

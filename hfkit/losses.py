@@ -90,9 +90,7 @@ class CausalLMLoss(nn.Module):
         """Tie input and output embedding again (called when sharding has replaced the parameters)."""
         self.model.tie_weights()
 
-    def forward(
-        self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (summed loss in nats, number of targets).
 
         Args:

@@ -21,9 +21,7 @@ SPECIAL_TOKENS = [END_OF_TEXT, PAD, SYSTEM, USER, ASSISTANT, END_OF_TURN]
 UNKNOWN = "<|unk|>"  # only a character tokenizer can meet something it does not know
 
 # Words, runs of at most three digits, punctuation, whitespace: GPT-4's split (openai/tiktoken, cl100k_base).
-SPLIT = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
+SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 
 # The assistant's words and the token that ends its turn are what a chat model learns ({% generation %}).
 CHAT_TEMPLATE = (
