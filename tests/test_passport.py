@@ -63,7 +63,13 @@ def test_public_passport_shows_file_names_and_hashes_instead_of_paths(
     corpus = home / "my data" / "corpus.txt"
     sha = hashlib.sha256(b"some text").hexdigest()
     unread = {"path": "/mnt/big.txt", "sha256": "e" * 64}
-    arguments = ["--data.train_files", str(corpus), f"--files=[/mnt/big.txt,{home}/gone.txt]", "--output_dir=~/runs/1"]
+    arguments = [
+        "--data.train_files",
+        str(corpus),
+        f"--files=[/mnt/big.txt,{home}/gone.txt]",
+        "--output_dir=~/runs/1",
+        "/mnt/a b/c",
+    ]
     monkeypatch.setattr(sys, "argv", [str(home / "recipes" / "pretrain.py"), *arguments])
     data = {"files": [unread], str(home): "lovelace on analytical-engine", "dataset": "roneneldan/TinyStories"}
     passport = write_passport(tmp_path, data=data, tokenizer={"path": f"{home}/tok"}, seed=0)
@@ -74,7 +80,9 @@ def test_public_passport_shows_file_names_and_hashes_instead_of_paths(
         f"corpus.txt (sha256 {sha})",
         f"--files=[big.txt (sha256 {'e' * 64}),gone.txt]",
         "--output_dir=1",
+        "c",
     ]
+    assert set(public["sessions"][0]) == {"started", "command", "resumed_from", "num_processes"}
     assert public["data"] == {
         "files": [{"path": "big.txt", "sha256": "e" * 64}],
         "…": "… on …",

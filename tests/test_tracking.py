@@ -150,6 +150,7 @@ def test_throughput_leaves_out_pauses() -> None:
         clock.now += 1000
         with speed.pause():  # a save during an evaluation
             clock.now += 1000
+        clock.now += 1000
         assert speed.seconds == 52.0
     clock.now += 1
     assert speed.read() == 200.0
