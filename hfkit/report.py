@@ -73,7 +73,7 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             if limit is not None and len(rows) >= limit:
                 break

@@ -192,9 +192,9 @@ def test_audit_page_shows_what_each_rule_removed(tmp_path: Path) -> None:
         "removed": {"exact_duplicates": 7, "too_short": 3, "contaminated": 0},
         "tokenizer": {"vocab_size": 300, "bytes_per_token": 3.5, "round_trip_failures": 0},
         "sources": [{"name": HOSTILE, "documents": 90}],
-        "samples": {"too_short": [HOSTILE]},
+        "samples": {"too_short": [{"where": "a.txt:3", "text": HOSTILE}]},
         "duplicates": [{"kept": HOSTILE, "removed": ["a copy"]}],
-        "lengths": [["1–9", 40], ["10–99", 50]],
+        "lengths": [["< 9", 40], ["10–99", 50]],
     }
     write_audit_page(audit, tmp_path / "audit.html")
     page = read(tmp_path / "audit.html")
@@ -202,7 +202,7 @@ def test_audit_page_shows_what_each_rule_removed(tmp_path: Path) -> None:
     for words in ("90.0% of them", "exact duplicates", "too short", "a copy", "1 removed"):
         assert words in page.words
     assert "contaminated" not in page.words
-    assert {"1–9: 40", "10–99: 50"} <= set(page.titles)
+    assert {"< 9: 40", "10–99: 50"} <= set(page.titles)
 
 
 def test_audit_page_needs_no_optional_part(tmp_path: Path) -> None:
