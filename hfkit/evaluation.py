@@ -32,8 +32,14 @@ def score_text(
 
 
 def first_words(tokenizer: PreTrainedTokenizerBase, stream: TokenStream, count: int = 3, words: int = 8) -> list[str]:
-    """Return the first few words of some documents, spread over the stream: prompts for samples."""
-    chosen = range(0, stream.num_documents, max(1, stream.num_documents // count))
-    texts = [tokenizer.decode(stream.document(index)[:64], skip_special_tokens=True) for index in chosen]
+    """Return a few words from some places of the stream: prompts for samples.
+
+    They are the beginnings of documents where there are enough of those, else passages spread over the text.
+    """
+    if stream.num_documents >= count:
+        places = [int(stream.starts[index * stream.num_documents // count]) for index in range(count)]
+    else:
+        places = [index * len(stream.tokens) // count for index in range(count)]
+    texts = [tokenizer.decode(stream.tokens[place : place + 64], skip_special_tokens=True) for place in places]
     prompts = [" ".join(text.split()[:words]) for text in texts]
-    return [prompt for prompt in prompts if prompt][:count]
+    return [prompt for prompt in prompts if prompt]

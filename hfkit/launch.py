@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from transformers.utils.logging import disable_progress_bar
 
 from hfkit.data.workers import num_workers
 from hfkit.loop import Diverged, Preempted
@@ -63,6 +64,7 @@ def launch(main: Callable[[Any], None], config: Any) -> None:
         config: The recipe's settings; ``output_dir`` is locked by the main process for as long as ``main`` runs.
     """
     tune_process()
+    disable_progress_bar()  # transformers' own, of a model that saves in a millisecond
     stopper.install()
     status: Status | None = None
     try:
