@@ -162,7 +162,7 @@ def _place(value: Tensor, like: Tensor) -> Tensor:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return name → full tensor of an unwrapped module's parameters (a tied one once) and saved buffers."""
-    names = dict(model.named_parameters())
+    names: dict[str, Tensor] = dict(model.named_parameters())
     saved = model.state_dict(keep_vars=True)
     names |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return {name: _whole(tensor) for name, tensor in names.items()}

@@ -40,6 +40,6 @@ def first_words(tokenizer: PreTrainedTokenizerBase, stream: TokenStream, count: 
         places = [int(stream.starts[index * stream.num_documents // count]) for index in range(count)]
     else:
         places = [index * len(stream.tokens) // count for index in range(count)]
-    texts = [tokenizer.decode(stream.tokens[place : place + 64], skip_special_tokens=True) for place in places]
+    texts = [str(tokenizer.decode(stream.tokens[place : place + 64], skip_special_tokens=True)) for place in places]
     prompts = [" ".join(text.split()[:words]) for text in texts]
     return [prompt for prompt in prompts if prompt]

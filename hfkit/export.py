@@ -3,6 +3,7 @@
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +18,7 @@ def export_model(
     folder: Path,
     *,
     write: bool,
-    loader: type = AutoModelForCausalLM,
+    loader: Any = AutoModelForCausalLM,
 ) -> None:
     """Replace ``folder`` by the model as ``save_pretrained`` writes it, once it has loaded back with equal weights.
 

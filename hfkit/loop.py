@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -138,7 +139,7 @@ def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, grad_nor
         optimizer.step()  # a GradScaler decides for itself and must see every step
     elif accelerator.device.type == "cuda":
         # Fused optimizers skip the update on the device where this is 1, so the host need not wait for the norm.
-        inner = getattr(optimizer, "optimizer", optimizer)
+        inner: Any = getattr(optimizer, "optimizer", optimizer)
         inner.found_inf = (~torch.isfinite(grad_norm)).float()
         optimizer.step()
     elif torch.isfinite(grad_norm):
@@ -156,7 +157,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 class Hooks:
     """What the loop calls; every function may be left out."""
 
-    log: Callable[[dict[str, float]], None] = lambda figures: None
+    log: Callable[[dict[str, Any]], None] = lambda figures: None
     """A training line is due: loss, learning_rate, grad_norm, tokens of the window, step."""
     advance: Callable[[int, float], None] = lambda step, loss: None
     """After every step: its number and its loss per target."""

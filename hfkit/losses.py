@@ -4,6 +4,8 @@ Sums and counts, not means: divided by the number of targets of the whole optimi
 every split into processes and micro-batches.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,13 +25,13 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        context, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float, with_gradients: bool
+    def forward(
+        context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float, with_gradients: bool
     ) -> Tensor:
         """See ``chunked_cross_entropy``; ``upstream`` is the factor that backward will receive, give or take."""
         matrix = weight.to(hidden.dtype)
-        hidden_gradient = torch.empty_like(hidden) if with_gradients else None
-        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if with_gradients else None
+        hidden_gradient = torch.empty_like(hidden if with_gradients else hidden[:0])
+        weight_gradient = torch.zeros_like(weight if with_gradients else weight[:0], dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
         rows_at_once = max(1, CHUNK // len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
@@ -55,7 +57,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(context, upstream: Tensor):  # type: ignore[override]
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """Hand out the gradients that the forward pass made."""
         hidden_gradient, weight_gradient = context.saved_tensors
         factor = upstream / context.upstream
@@ -76,19 +78,31 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, upstr
     return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, torch.is_grad_enabled())
 
 
-class CausalLMLoss(nn.Module):
-    """Next-token loss of a causal model on packed or padded rows, without ever holding all logits."""
+class LossModule(nn.Module):
+    """A model and its task's loss in one module, so that DDP, FSDP and compile wrap both.
+
+    ``forward`` of a task takes a batch and returns (summed loss in nats, number of targets).
+    """
+
+    model: PreTrainedModel
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         self.upstream = 1.0  # set by the loop: what it multiplies the loss by
-        self.plain_head = has_plain_head(model)
         self._no_split_modules = model._no_split_modules  # what FSDP wraps by; without it only the root is sharded
 
     def tie_weights(self) -> None:
         """Tie input and output embedding again (called when sharding has replaced the parameters)."""
         self.model.tie_weights()
+
+
+class CausalLMLoss(LossModule):
+    """Next-token loss of a causal model on packed or padded rows, without ever holding all logits."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.plain_head = has_plain_head(model)
 
     def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (summed loss in nats, number of targets).

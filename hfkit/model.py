@@ -131,8 +131,8 @@ def build_causal_lm(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, see
 def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
     """Load a causal model in fp32; a weight that the folder lacks is an error, not a fresh random one."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            config.path,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(config.path),
             revision=config.revision,
             dtype=torch.float32,
             attn_implementation=config.attention,
@@ -141,12 +141,13 @@ def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise BadInput(f"model.path {config.path} lacks weights: {', '.join(missing[:3])}")
     return model
 
 
-def scale_residual_projections(model: nn.Module) -> None:
+def scale_residual_projections(model: PreTrainedModel) -> None:
     """Divide what each block adds to the residual stream by sqrt(2 · blocks), so that its variance does not grow.
 
     (Radford et al., 2019, GPT-2, section 2.3.)
@@ -251,12 +252,11 @@ class Size:
 def count_parameters(model: PreTrainedModel) -> Size:
     """Count parameters."""
     total = sum(p.numel() for p in model.parameters())
-    embeddings = {model.get_input_embeddings().weight.data_ptr(): model.get_input_embeddings().weight}
+    embedding: Any = model.get_input_embeddings()
     head = model.get_output_embeddings()
-    inputs = sum(p.numel() for p in embeddings.values())
-    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    tied = head is not None and head.weight is embedding.weight
     positions = sum(p.numel() for n, p in model.named_parameters() if n.endswith("wpe.weight"))
-    return Size(total, total - positions - (0 if tied else inputs))
+    return Size(total, total - positions - (0 if tied else embedding.weight.numel()))
 
 
 def flops_per_token(model: PreTrainedModel, length: int) -> int:

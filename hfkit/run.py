@@ -31,14 +31,15 @@ from hfkit.export import export_model
 from hfkit.files import digest_of, read_json, recover_folder, write_atomic, write_json
 from hfkit.launch import build_accelerator, current_status, stopper
 from hfkit.loop import Hooks, Loop, Progressed, Rhythm
+from hfkit.losses import LossModule
 from hfkit.model import count_parameters, flops_per_token
 from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
+from hfkit.progress import Progress
 from hfkit.report import write_report
 from hfkit.settings import BadInput, OptimConfig, TrainConfig
 from hfkit.tracking import (
     MetricsLog,
-    Progress,
     Throughput,
     compute_mfu,
     log_to_trackers,
@@ -118,7 +119,7 @@ class Run:
         if self.is_main:
             print(text, file=sys.stderr) if self.bar is None else self.bar.write(text)
 
-    def set_up(self, module: nn.Module, optim: OptimConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+    def set_up(self, module: LossModule, optim: OptimConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
         """Prepare module and optimizer for this launch, and load the state that ``resume`` names.
 
         Args:
@@ -279,11 +280,12 @@ class Run:
         self.bar = None
 
     def _advance(self, step: int, loss: float) -> None:
-        self.bar.update(1, loss=loss)
+        if self.bar is not None:
+            self.bar.update(1, loss=loss)
         if status := current_status():
             status.update(step=step)
 
-    def _log_training(self, figures: dict[str, float]) -> None:
+    def _log_training(self, figures: dict[str, Any]) -> None:
         window = figures.pop("window_tokens")
         self.throughput.add(window)
         speed, seconds = self.throughput.read(), self.throughput.seconds
@@ -292,7 +294,8 @@ class Run:
         if (mfu := compute_mfu(self.flops, speed, self.peak, self.world_size)) is not None:
             line["mfu"] = mfu
         self._write(line)
-        self.bar.update(0, learning_rate=figures["learning_rate"], tokens_per_second=speed)
+        if self.bar is not None:
+            self.bar.update(0, learning_rate=figures["learning_rate"], tokens_per_second=speed)
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.log is not None:
@@ -362,7 +365,7 @@ class Run:
         evaluate: Evaluate,
         sample: Callable[[nn.Module, int], None] | None = None,
         extra: dict[str, Any] | None = None,
-        loader: type = AutoModelForCausalLM,
+        loader: Any = AutoModelForCausalLM,
     ) -> dict[str, Any] | None:
         """Export the model and write the result and the report; return the result on the main process.
 

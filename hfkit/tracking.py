@@ -19,7 +19,6 @@ from accelerate import Accelerator
 
 from hfkit.files import write_atomic
 from hfkit.masking import mask_secrets
-from hfkit.progress import Progress as Progress
 from hfkit.settings import TrackingConfig
 
 # Dense bf16 operations per second by device name, first match wins (vendors' data sheets; sparsity doubles them on

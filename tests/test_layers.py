@@ -14,21 +14,21 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from its own layer and from those above it in this table; within a layer there are no cycles.
 LAYERS = [
-    {"settings", "config", "yaml12", "text", "quality", "files", "status"},
+    {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"},
     {
         *("data.account", "data.catalog", "data.documents", "data.holdout", "data.hooks", "data.listing", "data.pairs"),
         *("data.refine", "data.texts", "data.words", "data.workers"),
         *("data.readers", "data.sources", "data.corpus", "data.dedup", "data.contamination", "data.once"),
         *("data.prepare", "data.shards", "data.order", "data.batches", "data.builtin"),
         *("data.builtin_sentiment", "data.builtin_translation"),
-        *("tokenizer", "optim", "tracking", "charts", "page", "report", "audit_page", "passport"),
+        *("tokenizer", "optim", "tracking", "charts", "page", "report", "audit_page", "passport", "progress", "markdown"),
     },
     {"model", "losses", "metrics"},
     {"checkpoint", "loop", "generation", "evaluation", "export"},
-    {"launch", "run", "hub", "card", "plan"},
+    {"launch", "run", "hub", "card", "plan", "remote", "publisher", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
-TORCH_FREE = {"settings", "config", "yaml12", "text", "quality", "files", "status"}
+TORCH_FREE = {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"}
 
 
 def module_name(path: Path) -> str:

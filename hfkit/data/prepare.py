@@ -22,9 +22,9 @@ from hfkit.data.shards import StreamWriter, TokenStream, damaged_file, read_mani
 from hfkit.data.sources import Source, resolve_evaluation, resolve_sources
 from hfkit.data.texts import read_texts
 from hfkit.files import digest_of
+from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig, TokenizerConfig
 from hfkit.tokenizer import encode_documents, load_tokenizer, report_tokenizer, tokenizer_hash, train_tokenizer
-from hfkit.tracking import Progress
 
 TEXT_FORMAT = 1  # raised when the same settings would give other text
 PIECE = 1 << 22  # characters tokenized at once
@@ -71,7 +71,7 @@ def prepare_data(
         BadInput: for text that cannot be found or read, or of which nothing is left.
     """
     cache = cache_folder(config)
-    given = {name: resolve_evaluation(config, name) for name in ("validation", "test")}  # type: ignore[arg-type]
+    given = {name: resolve_evaluation(config, name) for name in ("validation", "test")}
     evaluation = {name: source for name, source in given.items() if source is not None}
     sources = [] if only_evaluation and evaluation else resolve_sources(config)
 

@@ -23,9 +23,9 @@ from hfkit.data.hooks import Hook, load_hooks
 from hfkit.data.sources import Source
 from hfkit.data.texts import TextWriter, read_texts
 from hfkit.data.workers import map_in_order
+from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig
 from hfkit.text import clean
-from hfkit.tracking import Progress
 
 PIECE = 1 << 20  # characters handed to a worker at once
 
