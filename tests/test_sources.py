@@ -222,6 +222,7 @@ def test_parts_read_elsewhere_are_the_same_stream(tmp_path: Path, monkeypatch: p
         documents = list(source.documents())
         assert list(chain.from_iterable(part.documents() for part in parts)) == documents
         assert len(parts) == (2 if "document" in settings else 3 if settings else 1)
+        assert len({document.where for document in documents}) == len(documents)
         limited = resolve_sources(DataConfig(**settings, max_documents=3))[0]
         assert list(limited.documents()) == documents[:3]
 

@@ -173,9 +173,9 @@ def _json_rows(path: Path) -> Iterator[Row | str]:
 
 def _parse_object(line: bytes) -> dict[str, Any]:
     """Return a line's JSON object; unlike `json.loads`, refuse keys given twice and numbers that are not finite."""
-    text = _decode_row(line).strip()
-    if not text.startswith("{"):
-        raise BadInput(f"starts with {text[0]!r}; each line must be one JSON object, {{…}}")
+    text = _decode_row(line)
+    if (start := text.lstrip()[:1]) != "{":
+        raise BadInput(f"starts with {start!r}; each line must be one JSON object, {{…}}")
     try:
         return STRICT_JSON.decode(text)
     except json.JSONDecodeError as error:
