@@ -154,8 +154,8 @@ class Run:
         return self.accelerator.device.type == "cuda" if wanted is None else wanted
 
     def _identity(self, optim: OptimConfig, plan: Plan, shape: dict[str, Any]) -> dict[str, Any]:
-        """Return what a resumed run must share with the one that saved: INTERFACES' list, one flat dictionary."""
-        return {
+        """Return what a resumed run must share with the one that saved, as a manifest's JSON gives it back."""
+        identity = {
             "data": self.facts.data_key,
             "tokenizer": self.facts.tokenizer_hash,
             "seed": self.config.seed,
@@ -167,6 +167,7 @@ class Run:
             "model.dropout": self.config.model.dropout,
             **self.facts.identity,
         }
+        return json.loads(json.dumps(identity, default=str))
 
     def _choose_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the checkpoint that ``resume`` names, and its manifest.
