@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,10 +141,8 @@ def text_of(row: Row, column: str, flag: str = "data.text_column") -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        lone = value[error.start]
-        raise BadInput(
-            f"{row.where}: {column}: character {error.start + 1} is half a surrogate pair ({lone!a})"
-        ) from None
+        half = f"character {error.start + 1} is half a surrogate pair ({value[error.start]!a})"
+        raise BadInput(f"{row.where}: {column}: {half}") from None
     return value
 
 
@@ -184,9 +182,7 @@ def _parse_object(line: bytes) -> dict[str, Any]:
         raise BadInput(f"{_field_not_finite(text)}: is not a finite number") from None
     except RecursionError:
         raise BadInput("is nested too deeply") from None
-    except BadInput:
-        raise
-    except ValueError as error:  # an integer of more than 4,300 digits
+    except ValueError as error:  # a key given twice, or an integer of more than 4,300 digits
         raise BadInput(reason(error)) from None
 
 
@@ -261,8 +257,7 @@ def _named_cells(header: list[str], cells: list[str]) -> dict[str, Any]:
     """Return the cells under their column names, each checked to be text."""
     if len(cells) != len(header):
         raise BadInput(f"{len(cells)} cells under {len(header)} columns ({', '.join(header)})")
-    suspects = [] if (text := "".join(cells)).isascii() and "\0" not in text else zip(header, cells, strict=True)
-    for name, cell in suspects:
+    for name, cell in zip(header, cells, strict=True):
         try:
             _decode_row(cell.encode("utf-8", "surrogateescape"))
         except BadInput as problem:
@@ -278,18 +273,17 @@ def _decode_row(line: bytes) -> str:
 
 def _parquet_rows(path: Path) -> Iterator[Row | str]:
     """Yield each row of a Parquet file, or the problem in its place; rows are numbered from 1."""
-    numbers = count(1)
     with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as file:
         if len(set(names := file.schema_arrow.names)) < len(names):
             yield f"{path}: {next(name for name in names if names.count(name) > 1)}: two columns have this name"
             return
-        for batch in file.iter_batches(PARQUET_BATCH):
-            for cells in zip(*batch.columns, strict=True):
-                where = f"{path}:{next(numbers)}"
-                try:
-                    yield Row(_parquet_cells(names, cells), where)
-                except BadInput as problem:
-                    yield f"{where}: {problem}"
+        batches = file.iter_batches(PARQUET_BATCH)
+        rows = chain.from_iterable(zip(*batch.columns, strict=True) for batch in batches)
+        for number, cells in enumerate(rows, 1):
+            try:
+                yield Row(_parquet_cells(names, cells), f"{path}:{number}")
+            except BadInput as problem:
+                yield f"{path}:{number}: {problem}"
 
 
 def _parquet_cells(names: list[str], cells: Iterable[Any]) -> dict[str, Any]:
