@@ -1,0 +1,21 @@
+"""Where benchmarks leave their figures: ``benchmarks/results/<name>.json``, with the machine and the versions."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from hfkit.files import write_json
+from hfkit.passport import find_hardware, find_versions
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def save_result(name: str, figures: dict[str, Any]) -> Path:
+    """Print the figures and write them beside those of earlier runs."""
+    print(json.dumps(figures, indent=2))
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    write_json(path, {"date": date, **figures, "hardware": find_hardware(), "versions": find_versions()})
+    return path
