@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -38,6 +39,7 @@ from hfkit.passport import write_passport
 from hfkit.progress import Progress
 from hfkit.report import write_report
 from hfkit.settings import BadInput, OptimConfig, TrainConfig
+from hfkit.status import describe
 from hfkit.tracking import (
     MetricsLog,
     Throughput,
@@ -225,6 +227,10 @@ class Run:
         self.peak = peak_flops(self.accelerator.device)
         if not self.is_main:
             return
+        if source and (status := current_status()):
+            status.update(checkpoint=str(source), step=self.progress.step)
+        if self.progress.step < self.plan.max_steps:  # figures of an earlier end are not those of the steps to come
+            (self.output_dir / "result.json").unlink(missing_ok=True)
         save_config(self.config, self.output_dir / "config.yaml")
         write_passport(
             self.output_dir,
@@ -339,9 +345,11 @@ class Run:
                 }
                 try:
                     keep = self.train_config.keep_checkpoints
-                    save_checkpoint(self.checkpoints, step, writers, facts, keep, self.progress.best_step)
+                    saved = save_checkpoint(self.checkpoints, step, writers, facts, keep, self.progress.best_step)
                     self.failed_saves = 0
-                except (OSError, RuntimeError) as error:  # torch and safetensors have their own errors for a full disk
+                    if status := current_status():
+                        status.update(checkpoint=str(saved))
+                except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
                     self.failed_saves += 1
                     self.say(f"warning: no checkpoint at step {step}: {error}; the one before it stays")
                     failed[0] = self.failed_saves >= MAX_FAILED_SAVES
@@ -390,6 +398,7 @@ class Run:
         assert result is not None
         write_json(self.output_dir / "result.json", result)
         write_report(self.output_dir)
+        print(describe(result))
         self.accelerator.end_training()
         return result
 
