@@ -46,11 +46,17 @@ class Stopper:
             signal.signal(number, self._handle)
         _die_with_launcher()
 
+    def release(self) -> None:
+        """Ignore the signals from here on: the outcome is known and only has to be written down."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        again, self.requested = self.requested, True
+        if again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
-        if not self.deferred:
+        # Schedulers and launchers often send a signal twice: the second must not break into what the first began.
+        if not self.deferred and not again:
             raise Preempted(f"stopped by {signal.Signals(number).name} before the first step")
 
 
@@ -92,6 +98,7 @@ def launch(main: Callable[[Any], None], config: Any) -> None:
     except Exception as error:
         code, message = FAILED, f"{type(error).__name__}: {error}"
         traceback.print_exc()
+    stopper.release()
     if status is not None:
         status.finish(code if code != 130 else FAILED, message)
     sys.stdout.flush()
