@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -38,8 +39,11 @@ class Status:
 
     def __init__(self, output_dir: Path) -> None:
         self.path = output_dir / "status.json"
-        output_dir.mkdir(parents=True, exist_ok=True)
-        self.lock = (output_dir / ".lock").open("a+")
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            self.lock = (output_dir / ".lock").open("a+")
+        except OSError as error:
+            raise BadInput(f"output_dir {output_dir} cannot be written to: {error.strerror}") from None
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -48,7 +52,8 @@ class Status:
         self.lock.truncate(0)
         self.lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         self.lock.flush()
-        self.values: dict[str, Any] = {"state": "running", "exit_code": None, "step": 0, "message": "", "push": "none"}
+        self.values: dict[str, Any] = {"state": "running", "exit_code": None, "step": 0, "message": ""}
+        self.values |= {"checkpoint": None, "push": "none"}
         self.values |= {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
         self.guard = threading.Lock()
         self.stop = threading.Event()
@@ -64,7 +69,10 @@ class Status:
         self.stop.set()
         with self.guard:
             self.values |= {"state": STATES[code], "exit_code": code, "message": message}
-            self._write_now()
+            try:
+                self._write_now()
+            except OSError as error:  # a full disk must not change the exit status
+                print(f"warning: {self.path} could not be written: {error}", file=sys.stderr)
         self.lock.close()
 
     def _write(self) -> None:
