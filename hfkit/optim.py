@@ -6,10 +6,12 @@ processes, cannot disagree with the first.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from hfkit.muon import MuonAdamW
 from hfkit.settings import BadInput, OptimConfig
 
 Schedule = Callable[[int], float]
@@ -67,17 +69,30 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Build the optimizer; each group's ``peak`` is the learning rate that the schedule scales."""
     decayed, others = split_parameters(model)
+    adamw: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
+    if config.name == "adamw":
+        groups = [_group(decayed, config.learning_rate, config.weight_decay), _group(others, config.learning_rate, 0.0)]
+        return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True, **adamw)
+    head = output_head(model)
+    matrices = [p for p in decayed if p.ndim == 2 and p is not head]
+    rest = [p for p in decayed if p.ndim != 2 or p is head]
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay, "peak": config.learning_rate},
-        {"params": others, "weight_decay": 0.0, "peak": config.learning_rate},
+        {**_group(matrices, config.muon_learning_rate, config.weight_decay), "muon": True},
+        _group(rest, config.learning_rate, config.weight_decay),
+        _group(others, config.learning_rate, 0.0),
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+    return MuonAdamW([g for g in groups if g["params"]], lr=config.learning_rate, **adamw)
+
+
+def _group(parameters: list[nn.Parameter], peak: float, weight_decay: float) -> dict[str, Any]:
+    return {"params": parameters, "weight_decay": weight_decay, "lr": peak, "peak": peak}
+
+
+def output_head(model: nn.Module) -> nn.Parameter | None:
+    """Return the weight of the (untied) output embedding or classification head inside a loss module."""
+    inner: Any = getattr(model, "model", model)
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    return head.weight if head is not None else getattr(getattr(inner, "score", None), "weight", None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> float:

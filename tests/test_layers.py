@@ -21,7 +21,7 @@ LAYERS = [
         *("data.readers", "data.sources", "data.corpus", "data.dedup", "data.contamination", "data.once"),
         *("data.prepare", "data.shards", "data.order", "data.batches", "data.builtin"),
         *("data.builtin_sentiment", "data.builtin_translation"),
-        *("tokenizer", "optim", "tracking", "charts", "page", "report", "audit_page", "passport", "progress", "markdown"),
+        *("tokenizer", "optim", "muon", "tracking", "charts", "page", "report", "audit_page", "passport", "progress", "markdown"),
     },
     {"model", "losses", "metrics"},
     {"checkpoint", "loop", "generation", "evaluation", "export"},

@@ -1,0 +1,61 @@
+"""Muon: its iteration against an exact decomposition, its step against torch's own, and its half of AdamW."""
+
+import torch
+
+from hfkit.muon import MuonAdamW, orthogonalise
+
+
+def test_singular_values_are_pushed_to_one_in_the_same_directions() -> None:
+    torch.manual_seed(0)
+    for shape in ((3, 16, 48), (2, 48, 16)):
+        matrices = torch.randn(shape)
+        result = orthogonalise(matrices)
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+        values = torch.linalg.svdvals(result)
+        assert values.min() > 0.6 and values.max() < 1.3
+        nearest = left @ right
+        assert torch.nn.functional.cosine_similarity(result.flatten(1), nearest.flatten(1)).min() > 0.98
+
+
+def test_steps_agree_with_torch_muon_up_to_its_bf16() -> None:
+    torch.manual_seed(1)
+    start = [torch.randn(24, 8), torch.randn(8, 24), torch.randn(24, 8)]
+    ours = [torch.nn.Parameter(value.clone()) for value in start]
+    theirs = [torch.nn.Parameter(value.clone()) for value in start]
+    groups = [{"params": ours, "muon": True, "lr": 0.1, "weight_decay": 0.1}, {"params": [torch.nn.Parameter(start[0])]}]
+    mine = MuonAdamW(groups, lr=0.1)
+    judge = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original")
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        mine.step()
+        judge.step()
+    for a, b, begin in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.03 * (b - begin).norm()
+
+
+def test_other_parameters_take_exactly_the_step_of_adamw() -> None:
+    torch.manual_seed(2)
+    matrix, vector, lonely = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4)), None
+    lonely = torch.nn.Parameter(vector.detach().clone())
+    groups = [{"params": [matrix], "muon": True, "lr": 0.1}, {"params": [vector], "lr": 0.01, "weight_decay": 0.1}]
+    both = MuonAdamW(groups, lr=0.01, betas=(0.9, 0.95))
+    alone = torch.optim.AdamW([lonely], lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
+    for _ in range(3):
+        matrix.grad, vector.grad = torch.randn(4, 4), torch.randn(4)
+        lonely.grad = vector.grad.clone()
+        both.step()
+        alone.step()
+    assert torch.equal(vector, lonely)
+    assert set(both.state[matrix]) == {"momentum"} and "exp_avg" in both.state[vector]
+
+
+def test_nothing_moves_where_a_gradient_is_not_finite() -> None:
+    matrix, vector = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4))
+    before = matrix.detach().clone(), vector.detach().clone()
+    optimizer = MuonAdamW([{"params": [matrix], "muon": True, "lr": 0.1}, {"params": [vector]}], lr=0.01)
+    matrix.grad, vector.grad = torch.full((4, 4), torch.nan), torch.zeros(4)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert torch.equal(matrix, before[0]) and torch.equal(vector, before[1])
