@@ -399,6 +399,7 @@ class Run:
         write_json(self.output_dir / "result.json", result)
         write_report(self.output_dir)
         print(describe(result))
+        self.say(f"The model is in {model_folder}, curves and samples in {self.output_dir / 'report.html'}.")
         self.accelerator.end_training()
         return result
 

@@ -180,6 +180,8 @@ class DataConfig(RowsConfig):
         super().__post_init__()
         if self.sources and (self.train_files is not None or self.dataset is not None):
             raise BadInput("give data.sources or data.train_files/data.dataset, not both")
+        if self.streaming and self.dataset is None and not any(source.dataset for source in self.sources):
+            raise BadInput("data.streaming reads a dataset; give data.dataset, or leave it out for files")
         if self.sequence_length is not None and self.sequence_length < 1:
             raise BadInput(f"data.sequence_length must be at least 1, not {self.sequence_length}")
 
@@ -338,11 +340,30 @@ class GenerationSettings:
     max_new_tokens: int = 100
     """Tokens to add at most."""
     temperature: float = 0.8
-    """Divides the logits; 0 is greedy."""
+    """Divides the logits; 0 is greedy, and then nothing below but repetition_penalty and stop matters."""
     top_k: int = 0
     """Sample among the k most probable tokens; 0 is no limit."""
     top_p: float = 0.95
     """Sample among the most probable tokens that hold this share of the probability."""
+    min_p: float = 0.0
+    """Leave out tokens less probable than this share of the most probable one's probability."""
+    repetition_penalty: float = 1.0
+    """Divides (where negative, multiplies) the logits of tokens that are in the text already; 1 is none."""
+    stop: list[str] = field(default_factory=list)
+    """Strings that end the text; they are not part of it."""
+    num_samples: int = 1
+    """Continuations of each prompt."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("num_samples", 1)):
+            if (value := getattr(self, name)) < least:
+                raise BadInput(f"generation.{name} must be at least {least}, not {value}")
+        if not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise BadInput(f"generation.top_p must lie in (0, 1], min_p in [0, 1], not {self.top_p} and {self.min_p}")
+        if self.repetition_penalty <= 0:
+            raise BadInput(f"generation.repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if "" in self.stop:
+            raise BadInput("generation.stop holds an empty string, which would end every text at once")
 
 
 @dataclass
