@@ -66,13 +66,13 @@ def save_checkpoint(
         manifest = {"format": FORMAT, "step": step, **facts, "files": files}
         write_json(temporary / MANIFEST, {**manifest, "digest": digest_of(manifest)})
         sync(temporary)
+        final = root / step_folder(step)
+        if final.exists():  # a damaged one: a verified checkpoint is resumed from and never written again
+            set_aside(final)
+        os.replace(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    final = root / step_folder(step)
-    if final.exists():  # a damaged one: a verified checkpoint is resumed from and never written again
-        set_aside(final)
-    os.replace(temporary, final)
     sync(root)
     _verified.add((str(final), digest_of(manifest)))
     prune(root, keep, best)
