@@ -5,7 +5,6 @@ sends only what is missing, and a commit whose reply was lost is recognised as o
 """
 
 import fnmatch
-import hashlib
 import os
 import re
 import shutil
@@ -14,13 +13,12 @@ import threading
 import uuid
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
-from huggingface_hub.constants import is_offline_mode
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.hf_api import RepoFile
 
 from hfkit.checkpoint import read_checkpoint, set_aside, step_folder
 from hfkit.files import digest, sync
-from hfkit.remote import HubError, call, find_status
+from hfkit.remote import HubError, call, find_status, git_digest
 from hfkit.settings import BadInput, HubConfig
 
 STATE_FOLDER = "checkpoint"  # of a step's branch; holds the training state beside the model
@@ -34,44 +32,6 @@ REPLACED = (
 
 class OtherWriter(HubError):
     """Somebody else committed to the branch since this run did."""
-
-
-def check_access(config: HubConfig, repo_type: str = "model") -> None:
-    """Make sure, before any work, that `hub.repo_id` can be written: sign-in, permission, repository (made if missing).
-
-    An unreachable Hub is only a warning, unless `hub.required`.
-
-    Raises:
-        BadInput: if the token is missing or refused, or may not write there.
-        HubError: if `hub.required` and the Hub cannot be reached.
-    """
-    if config.repo_id is None:
-        return
-    if is_offline_mode():
-        raise BadInput("hub.repo_id is set, but HF_HUB_OFFLINE forbids to use the Hub; unset one of them")
-    if get_token() is None:
-        raise BadInput("hub.repo_id needs a Hub token that may write: set HF_TOKEN or run `hf auth login`")
-    repo_id, api = config.repo_id, HfApi()
-    try:
-        role = call(lambda: api.whoami(), tries=3).get("auth", {}).get("accessToken", {}).get("role")
-        if role == "read":
-            raise BadInput(
-                "the Hub token may only read: make one that may write at https://huggingface.co/settings/tokens"
-            )
-        call(lambda: api.create_repo(repo_id, private=config.private, repo_type=repo_type, exist_ok=True), tries=3)
-        call(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True), tries=3)
-    except HubError as error:
-        status = find_status(error)
-        if status == 401:
-            raise BadInput(f"the Hub refuses the token (HF_TOKEN or `hf auth login`): {error}") from error
-        if status is not None and 400 <= status < 500 and status not in (408, 429):
-            raise BadInput(f"no permission to write to hub.repo_id {repo_id}: {error}") from error
-        if config.required:
-            raise HubError(f"hub.required is set and the Hub cannot be reached: {error}") from error
-        print(
-            f"warning: the Hub cannot be reached now ({error}); training goes on, pushes are tried later",
-            file=sys.stderr,
-        )
 
 
 def push_folder(
@@ -150,13 +110,6 @@ def is_same(path: Path, remote: RepoFile) -> bool:
     if path.stat().st_size != remote.size:
         return False
     return digest(path) == remote.lfs.sha256 if remote.lfs else git_digest(path) == remote.blob_id
-
-
-def git_digest(path: Path) -> str:
-    """Return the id that git gives a file's content."""
-    sha = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    sha.update(path.read_bytes())
-    return sha.hexdigest()
 
 
 def is_replaced(name: str) -> bool:

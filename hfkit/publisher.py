@@ -12,7 +12,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 import uuid
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -94,7 +93,7 @@ class Publisher:
             self._enqueue(job)
 
     def finish(self, model_dir: Path | None = None, timeout: float = FINISH_TIMEOUT) -> Status:
-        """Publish the finished model, wait for all pushes at most ``timeout`` seconds, and say how they ended.
+        """Publish the finished model, wait for all pushes at most ``timeout`` seconds, say how they ended, and stop.
 
         Args:
             model_dir: The finished `model/`; None (a run that was preempted) only waits.
@@ -109,13 +108,12 @@ class Publisher:
                 self._note(job, "failed", f"staging it: {error}")
             else:
                 self._enqueue(job)
-        deadline = time.monotonic() + timeout
         with self._changed:
-            while (self._waiting or self._running) and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(left)
+            self._changed.wait_for(lambda: not self._waiting and self._running is None, timeout)
             for job in [*self._waiting, *([self._running] if self._running else [])]:
                 self._note(job, "failed", f"it did not end within {timeout:.0f} s")
-        self._stopped.set()
+            self._stopped.set()
+            self._changed.notify_all()
         if "failed" in self._outcomes.values():
             print(f"to finish the push: {finish_command(self.config, self.output_dir)}", file=sys.stderr)
             return "failed"
@@ -137,8 +135,9 @@ class Publisher:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._waiting or self._stopped.is_set())
+                if self._stopped.is_set():
+                    return
                 job = self._running = self._waiting.pop(0)
             try:
                 push_job(job, self.config, self.output_dir, self._heads, self._stopped)
@@ -153,7 +152,9 @@ class Publisher:
                 self._changed.notify_all()
 
     def _note(self, job: Job, outcome: Status, problem: str = "") -> None:
-        """Remember how the latest push of this kind ended, and warn if it failed."""
+        """Remember how the latest push of this kind ended, and warn if it failed; nobody listens once it is stopped."""
+        if self._stopped.is_set():
+            return
         self._outcomes["model" if job.step is None else "step"] = outcome
         if problem:
             print(f"warning: pushing {job.name} to {self.config.repo_id} failed: {problem}", file=sys.stderr)

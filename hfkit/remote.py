@@ -1,4 +1,4 @@
-"""Talking to the Hub: time limits, repeated tries, errors as one line, and models that arrive whole.
+"""Talking to the Hub: sign-in, time limits, repeated tries, errors as one line, and models that arrive whole.
 
 The installed client waits for ever for an answer, sends a commit once, and checks a download's size but not its
 digest; `call` and `resolve_model` add what is missing. It reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is
@@ -6,14 +6,16 @@ imported.
 """
 
 import functools
+import hashlib
 import random
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import get_token, set_client_factory, snapshot_download
+from huggingface_hub import HfApi, get_token, set_client_factory, snapshot_download
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -25,7 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 
 from hfkit.files import digest
-from hfkit.settings import BadInput
+from hfkit.settings import BadInput, HubConfig
 
 TIMEOUT = 120.0  # seconds of silence after which a request counts as lost
 TRIES = 6  # with the waits below, half a minute, and a minute at worst
@@ -42,7 +44,7 @@ class HubError(RuntimeError):
 
 @functools.cache
 def limit_waiting() -> None:
-    """Let every request of the client give up after `TIMEOUT` seconds of silence, also where it asks to wait for ever."""
+    """Let every request give up after `TIMEOUT` seconds of silence, also where the client asks to wait for ever."""
 
     def limit(request: Any) -> None:
         asked = request.extensions.get("timeout", {})
@@ -126,6 +128,44 @@ def explain(error: BaseException) -> str:
     return " ".join(text.split())[:500]
 
 
+def check_access(config: HubConfig, repo_type: str = "model") -> None:
+    """Make sure, before any work, that `hub.repo_id` can be written: sign-in, permission, repository (made if missing).
+
+    An unreachable Hub is only a warning, unless `hub.required`.
+
+    Raises:
+        BadInput: if the token is missing or refused, or may not write there.
+        HubError: if `hub.required` and the Hub cannot be reached.
+    """
+    if config.repo_id is None:
+        return
+    if is_offline_mode():
+        raise BadInput("hub.repo_id is set, but HF_HUB_OFFLINE forbids to use the Hub; unset one of them")
+    if get_token() is None:
+        raise BadInput("hub.repo_id needs a Hub token that may write: set HF_TOKEN or run `hf auth login`")
+    repo_id, api = config.repo_id, HfApi()
+    try:
+        role = call(lambda: api.whoami(), tries=3).get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise BadInput(
+                "the Hub token may only read: make one that may write at https://huggingface.co/settings/tokens"
+            )
+        call(lambda: api.create_repo(repo_id, private=config.private, repo_type=repo_type, exist_ok=True), tries=3)
+        call(lambda: api.auth_check(repo_id, repo_type=repo_type, write=True), tries=3)
+    except HubError as error:
+        status = find_status(error)
+        if status == 401:
+            raise BadInput(f"the Hub refuses the token (HF_TOKEN or `hf auth login`): {error}") from error
+        if status is not None and 400 <= status < 500 and status not in (408, 429):
+            raise BadInput(f"no permission to write to hub.repo_id {repo_id}: {error}") from error
+        if config.required:
+            raise HubError(f"hub.required is set and the Hub cannot be reached: {error}") from error
+        print(
+            f"warning: the Hub cannot be reached now ({error}); training goes on, pushes are tried later",
+            file=sys.stderr,
+        )
+
+
 def resolve_model(path: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a model: ``path`` itself, or the local copy of what the Hub has under that id.
 
@@ -180,8 +220,17 @@ def _why_not_found(path: str, revision: str | None, error: HubError) -> str:
 def damaged_files(folder: Path) -> list[Path]:
     """Return the files of a snapshot in the client's cache whose content is not what their name there promises.
 
-    The cache keeps a large file under its SHA-256 and links to it; copies (no symbolic links) are not checked.
+    The cache keeps a file under the id by which the Hub lists it, SHA-256 or git's, and links to it; where the file
+    system has no symbolic links, nothing is checked.
     """
+    digests = {64: digest, 40: git_digest}
     links = [path for path in folder.rglob("*") if path.is_symlink()]
-    hashed = [path for path in links if re.fullmatch("[0-9a-f]{64}", path.resolve().name)]
-    return [path for path in hashed if digest(path) != path.resolve().name]
+    named = [path for path in links if re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", path.resolve().name)]
+    return [path for path in named if digests[len(path.resolve().name)](path) != path.resolve().name]
+
+
+def git_digest(path: Path) -> str:
+    """Return the id that git gives a file's content."""
+    sha = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    sha.update(path.read_bytes())
+    return sha.hexdigest()

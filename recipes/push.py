@@ -5,6 +5,7 @@ python recipes/push.py --model.path runs/my-run --hub.repo_id me/my-model
 Exit status: 0 published (the address is printed), 2 bad input, 4 the Hub failed (everything stays local; run it again).
 """
 
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,17 +45,19 @@ def main() -> int:
     if config.hub.repo_id is None:
         fail("--hub.repo_id is missing; give it as name/model")
 
-    from hfkit.hub import check_access
-    from hfkit.publisher import finish_command, publish_run
-    from hfkit.remote import HubError
+    from hfkit.remote import HubError, check_access
 
     try:
         check_access(replace(config.hub, required=True))
+
+        from hfkit.publisher import publish_run
+
         print(publish_run(config.hub, path))
     except BadInput as error:
         fail(str(error))
     except HubError as error:
-        print(f"error: {error}\nto finish the push: {finish_command(config.hub, path)}", file=sys.stderr)
+        command = " ".join(map(shlex.quote, ["python", *sys.argv]))
+        print(f"error: {error}\nto finish the push: {command}", file=sys.stderr)
         return PUSH_FAILED
     return 0
 

@@ -1,0 +1,240 @@
+"""The card says what the run's files say, in metadata that the Hub takes, and its snippet runs."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_runs import quick  # noqa: F401
+from huggingface_hub import DatasetCard, ModelCard
+from local_hub import WRITE, LocalHub, hub_of_this_process  # noqa: F401
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hfkit.card import render_model_card, write_model_card
+from hfkit.dataset_card import write_dataset_card
+from hfkit.files import write_json
+from hfkit.publisher import publish_run
+from hfkit.remote import check_access
+from hfkit.settings import HubConfig
+
+ROOT = Path(__file__).parents[1]
+RESULT = {
+    "parameters": 3360,
+    "tokens": 51200,
+    "steps": 100,
+    "seconds": 12.5,
+    "eval_loss": 1.25,
+    "perplexity": math.exp(1.25),
+    "bits_per_byte": 0.9,
+    "eval_tokens": 5000,
+    "eval_bytes": 10017,
+    "energy_kwh": 0.002,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished pretraining run with everything that a card may use, and everything that it must not show."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    run = tmp_path / "runs-of-ada" / "first"
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=128, bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(run / "model")
+    vocabulary = {chr(32 + number): number for number in range(64)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=" ").save_pretrained(run / "model")
+    (run / "config.yaml").write_text(
+        f"data: {{train_files: {run}/corpus.txt, dataset: null, sequence_length: 32}}\n"
+        "model: {preset: tiny, path: null}\noptim: {name: adamw, learning_rate: 0.001}\n"
+        "train: {max_steps: 100, global_batch_size: 16, epochs: null}\nseed: 7\n"
+        "hub: {repo_id: me/small-model, license: mit, language: en}\n"
+    )
+    write_json(run / "result.json", RESULT)
+    write_json(
+        run / "audit.json",
+        {
+            "documents": {"read": 1234, "kept": 1200},
+            "removed": {"exact_duplicates": 30, "near_duplicates": 4, "contaminated": 0},
+            "tokens": 4321,
+            "tokenizer": {"vocab_size": 64, "bytes_per_token": 1.5, "round_trip_failures": 0},
+            "splits": {"train": {"documents": 1100}},
+            "key": "abcd",
+        },
+    )
+    write_json(
+        run / "passport.json",
+        {
+            "command": ["pretrain.py", "--data.train_files", f"{run}/corpus.txt", "--token", WRITE],
+            "data": {"files": [{"path": f"{run}/corpus.txt", "sha256": "f" * 64}]},
+            "tokenizer": {"sha256": "e" * 64},
+            "versions": {"python": "3.11.9", "hfkit": "0.1.0"},
+            "hardware": {"cpu": "Some Processor", "cores": 2, "gpus": []},
+            "sessions": [{"started": "2026-05-04T03:02:01+00:00", "host": "adas-machine", "num_processes": 2}],
+        },
+    )
+    lines: list[dict[str, Any]] = [{"step": step, "eval_loss": 3 - step / 50} for step in range(1, 101)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 101, "eval_l')
+    return run
+
+
+def section(text: str, heading: str) -> str:
+    return text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def test_metadata_holds_the_results(run: Path) -> None:
+    text = write_model_card(run)
+    assert (run / "model" / "README.md").read_text() == text
+    data = ModelCard(text).data
+    assert (data.license, data.language, data.tags, data.library_name) == ("mit", "en", ["hfkit"], "transformers")
+    assert (data.pipeline_tag, data.base_model, data.datasets) == ("text-generation", None, None)
+    figures = {result.metric_type: result.metric_value for result in data.eval_results or []}
+    assert figures == {name: RESULT[name] for name in ("eval_loss", "perplexity", "bits_per_byte")}
+
+
+def test_client_and_hub_accept_the_card(hub: LocalHub, run: Path) -> None:
+    ModelCard(write_model_card(run)).validate()
+    write_dataset_card(run)
+    DatasetCard.load(run / "README.md").validate()
+    publish_run(HubConfig(repo_id="me/small-model"), run)
+    assert hub.files("me/small-model")["README.md"].decode() == (run / "model" / "README.md").read_text()
+
+
+def test_sections_state_the_facts(run: Path) -> None:
+    text = write_model_card(run)
+    assert "| Perplexity per token | 3.49 |" in section(text, "Results")
+    assert "5,000 tokens, 10,017 bytes" in section(text, "Results")
+    for line in (
+        f"| files.0.sha256 | {'f' * 64} |",
+        "| documents kept | 1,200 |",
+        "| removed: exact duplicates | 30 |",
+    ):
+        assert line in section(text, "Data")
+    assert "| files.0.path | corpus.txt |" in section(text, "Data")
+    assert "| bytes per token | 1.5 |" in section(text, "Tokenizer")
+    assert "| num hidden layers | 1 |" in section(text, "Architecture")
+    for line in (
+        "| seed | 7 |",
+        "| optim.learning_rate | 0.001 |",
+        "| train.global_batch_size | 16 |",
+        "| steps | 100 |",
+    ):
+        assert line in section(text, "Training")
+    assert "| energy (kWh) | 0.002 |" in section(text, "Environment")
+    assert "not trained to follow instructions" in section(text, "Limitations")
+    assert "year = {2026}" in section(text, "Citation") and "title = {me/small-model}" in section(text, "Citation")
+    assert "None" not in text and "epochs" not in text
+
+
+def test_curve_ends_with_the_last_evaluation(run: Path) -> None:
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \|$", section(render_model_card(run, run / "model"), "Training"), re.M)
+    assert (len(rows), rows[-1]) == (12, ("100", "1"))
+    early = section(render_model_card(run, run / "model", step=20), "Training")
+    assert re.findall(r"^\| (\d+) \| ([\d.]+) \|$", early, re.M)[-1] == ("20", "2.6")
+
+
+def test_card_of_a_checkpoint_claims_no_results(run: Path) -> None:
+    text = render_model_card(run, run / "model", step=50)
+    assert "checkpoint after 50 steps" in text and "## Results" not in text and "model-index" not in text
+
+
+def test_nothing_private(run: Path) -> None:
+    for text in (write_model_card(run), write_dataset_card(run)):
+        for secret in (WRITE, str(run), "runs-of-ada", "adas-machine", str(Path.home()) + "/"):
+            assert secret not in text, secret
+
+
+def test_intervals_signatures_base_model_and_languages(run: Path) -> None:
+    config = "data: {dataset: ada/pairs, source_key: de, source_code: de, target_code: en}\nmodel: {path: ada/base}\n"
+    (run / "config.yaml").write_text(config)
+    scores = {
+        "bleu": 31.5,
+        "bleu_interval": [30.0, 33.0],
+        "bleu_signature": "nrefs:1|case:mixed",
+        "perplexity": math.inf,
+    }
+    write_json(run / "result.json", {**scores, "examples": 1000})
+    model = json.loads((run / "model" / "config.json").read_text())
+    write_json(run / "model" / "config.json", model | {"architectures": ["MarianMTModel"]})
+    text = write_model_card(run, "me/translator")
+    data = ModelCard(text).data
+    assert (data.language, data.base_model, data.datasets) == (["de", "en"], "ada/base", ["ada/pairs"])
+    assert [(entry.metric_type, entry.dataset_type) for entry in data.eval_results or []] == [("bleu", "ada/pairs")]
+    assert "| BLEU | 31.5 (95 %: 30 to 33) |" in text and "`nrefs:1|case:mixed`" in text
+    assert "AutoModelForSeq2SeqLM" in section(text, "Use") and "continued from ada/base" in text
+
+
+def test_a_bare_model_folder_gets_a_card(run: Path, tmp_path: Path) -> None:
+    text = render_model_card(tmp_path, run / "model", "me/bare")
+    ModelCard(text)
+    assert "## Architecture" in text and not any(f"## {name}" in text for name in ("Results", "Data", "Training"))
+
+
+def test_dataset_card(run: Path) -> None:
+    text = write_dataset_card(run, "me/corpus")
+    data = DatasetCard(text).data
+    assert (data.pretty_name, data.license, data.tags) == ("corpus", "mit", ["hfkit"])
+    assert "A corpus of 1,200 documents" in text and "| train.documents | 1,100 |" in text
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_snippet_runs(hub: LocalHub, run: Path, tmp_path: Path, chat: bool) -> None:
+    if chat:
+        (run / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    check_access(HubConfig(repo_id="me/small-model"))
+    publish_run(HubConfig(repo_id="me/small-model"), run)
+    card = hub.files("me/small-model")["README.md"].decode()
+    snippet = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(snippet) == 1 and ("apply_chat_template" in snippet[0]) == chat
+    environment = {**os.environ, **hub.environment(), "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", snippet[0]]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+def push(hub: LocalHub, home: Path, *flags: str, token: str | None = WRITE) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "HF_TOKEN"}
+    environment |= {**hub.environment(token), "HF_HOME": str(home)}
+    command = [sys.executable, "recipes/push.py", *flags]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+
+def test_push_recipe(hub: LocalHub, run: Path, tmp_path: Path) -> None:
+    flags = ["--model.path", str(run), "--hub.repo_id", "me/other-name"]
+    hub.fail("commit", 403, times=None)
+    failed = push(hub, tmp_path / "home", *flags)
+    assert (failed.returncode, failed.stdout) == (4, "")
+    command = failed.stderr.strip().splitlines()[-1].removeprefix("to finish the push: python recipes/push.py ")
+    hub.heal()
+    done = push(hub, tmp_path / "home", *command.split())  # the command that it printed
+    assert (done.returncode, done.stdout) == (0, f"{hub.url}/me/other-name\n"), done.stderr
+    files = hub.files("me/other-name")
+    assert files["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()
+    assert 'from_pretrained("me/other-name")' in files["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("flags", "token", "message"),
+    [
+        (["--hub.repo_id", "me/x"], WRITE, "--model.path must be the folder"),
+        (["--model.path", "RUN"], WRITE, "--hub.repo_id is missing"),
+        (["--model.path", "RUN", "--hub.repo_id", "x"], WRITE, "name/model"),
+        (["--model.path", "RUN", "--hub.repo_id", "me/x"], "hf_not_a_token", "refuses the token"),
+        (["--model.path", "RUN", "--hub.repo_id", "me/x"], None, "needs a Hub token"),
+        (["--model.path", "tests", "--hub.repo_id", "me/x"], WRITE, "neither a run folder"),
+    ],
+)
+def test_push_recipe_refuses(
+    hub: LocalHub, run: Path, tmp_path: Path, flags: list[str], token: str | None, message: str
+) -> None:
+    done = push(hub, tmp_path / "home", *[flag.replace("RUN", str(run)) for flag in flags], token=token)
+    (line,) = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and line.startswith("error: ") and message in line
