@@ -362,6 +362,10 @@ class GenerationSettings:
             raise BadInput(f"generation.top_p must lie in (0, 1], min_p in [0, 1], not {self.top_p} and {self.min_p}")
         if self.repetition_penalty <= 0:
             raise BadInput(f"generation.repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise BadInput(
+                "generation.num_samples above 1 needs a temperature above 0: greedy samples are all the same"
+            )
         if "" in self.stop:
             raise BadInput("generation.stop holds an empty string, which would end every text at once")
 
@@ -394,3 +398,124 @@ class HubConfig:
             raise BadInput(f"hub.repo_id must be name/model, with letters, digits, - _ and ., not {self.repo_id!r}")
         if self.push_every is not None and self.push_every < 0:
             raise BadInput(f"hub.push_every must be at least 0, not {self.push_every}")
+
+
+@dataclass
+class LabelDataConfig(RowsConfig):
+    """Labelled texts: one row a text, with a column for its label."""
+
+    text_column: str = "text"
+    """Column that holds the text."""
+    label_column: str = "label"
+    """Column that holds the label: a name or a number; -1 or null is unlabelled."""
+    label_names: list[str] = field(default_factory=list)
+    """Names of the classes in the order of their numbers, such as [negative, positive]; empty reads the data's."""
+    sequence_length: int = 256
+    """Tokens of a text that the model sees at once, special tokens included."""
+    long_texts: Literal["head", "head_tail", "windows"] = "head"
+    """Of a longer text: its head, its head and tail (a quarter and the rest), or windows whose scores are averaged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_length < 4:
+            raise BadInput(f"data.sequence_length must be at least 4, not {self.sequence_length}")
+        if len(set(self.label_names)) < len(self.label_names) or len(self.label_names) == 1:
+            raise BadInput(f"data.label_names needs two or more different names, not {self.label_names}")
+
+
+@dataclass
+class ClassifierConfig(ModelConfig):
+    """Which model gets a classification head: a preset built from scratch, or a causal model or encoder that exists."""
+
+    preset: str = "tiny"
+    """Name of a shape in `hfkit/model.py`: tiny, mini, small, base, medium, large, xl, gpt2, qwen3-small …"""
+    head_learning_rate: float | None = None
+    """Peak learning rate of the new head; null is optim.learning_rate."""
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """Weight of each class in the loss: none, balanced (examples / classes / examples of the class), or by name."""
+    label_smoothing: float = 0.0
+    """Share of the target probability that is spread evenly over all classes."""
+    pad_token: str | None = None
+    """Token that fills short rows, where the model's tokenizer has none; a new one is added to the vocabulary."""
+    lora_rank: int = 0
+    """Train low-rank updates of this rank, and the head, instead of all weights (needs hfkit[peft]); 0 trains all."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise BadInput(f"model.label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        if self.head_learning_rate is not None and self.head_learning_rate <= 0:
+            raise BadInput(f"model.head_learning_rate must be above 0, not {self.head_learning_rate}")
+        if isinstance(self.class_weights, dict) and min(self.class_weights.values(), default=0) <= 0:
+            raise BadInput(f"model.class_weights: every weight must be above 0, not {self.class_weights}")
+        if self.lora_rank < 0:
+            raise BadInput(f"model.lora_rank must be at least 0, not {self.lora_rank}")
+
+
+@dataclass
+class PairDataConfig(RowsConfig):
+    """Texts and their translations: rows `{"translation": {…}}`, or one column for each language."""
+
+    source_key: str = "en"
+    """Key or column of the text."""
+    target_key: str = "de"
+    """Key or column of its translation."""
+    source_code: str | None = None
+    """What the model or tokenizer calls the source language, such as eng_Latn; null is source_key."""
+    target_code: str | None = None
+    """Like source_code; also decides how BLEU cuts words (de, zh, ja, deu_Latn …)."""
+    sequence_length: int = 128
+    """Tokens of a source, and of a target, at most; longer ones are cut, and their share printed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.source_code = self.source_code or self.source_key
+        self.target_code = self.target_code or self.target_key
+        if self.source_key == self.target_key:
+            raise BadInput(f"data.source_key and data.target_key are both {self.source_key!r}")
+        if self.sequence_length < 4:
+            raise BadInput(f"data.sequence_length must be at least 4, not {self.sequence_length}")
+
+
+@dataclass
+class TranslationModelConfig(ModelConfig):
+    """Which model translates: built from scratch, or one that exists."""
+
+    kind: Literal["seq2seq", "causal"] = "seq2seq"
+    """Encoder and decoder, or a language model that continues a prompt."""
+    preset: str = "tiny"
+    """seq2seq: tiny, mini, small, base (Marian); causal: a name in `hfkit/model.py`."""
+    label_smoothing: float = 0.1
+    """Share of the target probability that is spread evenly over the vocabulary."""
+    prompt: str = "{source}\n"
+    """causal: what the model continues; {source} is the text."""
+    prefix: str | None = None
+    """seq2seq: put before every source; null is what the model wants (T5's sentence, Marian's >>code<<), if anything."""
+    average_checkpoints: int = 0
+    """Try the mean of this many last checkpoints' weights as the result, too; 0 does not."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise BadInput(f"model.label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        if "{source}" not in self.prompt:
+            raise BadInput(f"model.prompt must hold {{source}}, where the text goes; it is {self.prompt!r}")
+        if self.average_checkpoints < 0:
+            raise BadInput(f"model.average_checkpoints must be at least 0, not {self.average_checkpoints}")
+
+
+@dataclass
+class DecodingConfig:
+    """How translations are searched for."""
+
+    num_beams: int = 5
+    """Hypotheses kept at each position; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Scores are divided by length to this power; above 0 favours longer translations."""
+    max_new_tokens: int | None = None
+    """Tokens of a translation at most; null is data.sequence_length."""
+    batch_size: int = 32
+    """Sentences translated at once; sorted by length, in any number of processes."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "batch_size", "max_new_tokens"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise BadInput(f"decoding.{name} must be at least 1, not {value}")
