@@ -30,18 +30,6 @@ class Preempted(Exception):
 
 
 @dataclass
-class Progressed:
-    """What a run has done: saved with a checkpoint, so that counts go on over resumes."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    best: float | None = None
-    best_step: int | None = None
-
-
-@dataclass
 class Window:
     """Sums since the last training line of metrics.jsonl."""
 
@@ -54,6 +42,25 @@ class Window:
         self.loss += loss
         self.targets += step.targets
         self.tokens += step.tokens
+
+
+@dataclass
+class Progressed:
+    """What a run has done: saved with a checkpoint, so that counts go on over resumes."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    logged_at: float = 0.0
+    """Training seconds at the last training line of metrics.jsonl."""
+    window: Window = field(default_factory=Window)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.window, dict):  # as a manifest's JSON gives it back
+            self.window = Window(**self.window)
 
 
 @dataclass
@@ -206,7 +213,6 @@ class Loop:
     hooks: Hooks
     seed: int = 0
     max_grad_norm: float = 1.0
-    window: Window = field(default_factory=Window)
     retries: int = 0
 
     def run(self) -> None:
@@ -275,20 +281,20 @@ class Loop:
                     "the update was not applied; lower optim.learning_rate or look at these sequences"
                 )
         else:
-            self.window.add(loss, step)
+            progress.window.add(loss, step)
         mean = loss / max(step.targets, 1e-9)
         self.hooks.advance(progress.step, mean)
-        if self.rhythm.due(self.rhythm.log_every, progress.step) and self.window.targets:
+        if self.rhythm.due(self.rhythm.log_every, progress.step) and progress.window.targets:
             self.hooks.log(
                 {
                     "step": progress.step,
-                    "loss": self.window.loss / self.window.targets,
+                    "loss": progress.window.loss / progress.window.targets,
                     "learning_rate": measured.learning_rate,
                     "grad_norm": norm,
-                    "window_tokens": self.window.tokens,
+                    "window_tokens": progress.window.tokens,
                 }
             )
-            self.window = Window()
+            progress.window = Window()
         return stop
 
     def _look_up(self, done: int, stop: bool) -> None:

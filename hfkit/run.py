@@ -18,12 +18,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from hfkit.checkpoint import (
+    average_models,
     find_checkpoint,
+    list_checkpoints,
     read_checkpoint,
     restore_model,
     restore_optimizer,
     save_checkpoint,
     state_writers,
+    step_folder,
 )
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
@@ -34,7 +37,7 @@ from hfkit.launch import build_accelerator, current_status, stopper
 from hfkit.loop import Hooks, Loop, Progressed, Rhythm
 from hfkit.losses import LossModule
 from hfkit.model import count_parameters, flops_per_token
-from hfkit.optim import build_optimizer, build_schedule
+from hfkit.optim import build_optimizer, build_schedule, set_peak
 from hfkit.passport import write_passport
 from hfkit.progress import Progress
 from hfkit.report import write_report
@@ -88,8 +91,15 @@ class Facts:
 class Run:
     """The state of a run that is not the model's: where it is, what it has done, what it writes."""
 
-    def __init__(self, config: Any, facts: Facts) -> None:
-        self.config, self.facts = config, facts
+    def __init__(self, config: Any, facts: Facts, select: str | None = None) -> None:
+        """Start where the launcher put this process.
+
+        Args:
+            select: The evaluation's figure by which the best state becomes the result (the lower the better where it
+                ends in `loss`); None makes it the last state.
+        """
+        self.config, self.facts, self.select = config, facts, select
+        self.chosen: dict[str, Any] = {}
         self.train_config: TrainConfig = config.train
         self.accelerator = build_accelerator(config.train)
         self.output_dir = Path(config.output_dir)
@@ -97,6 +107,7 @@ class Run:
         self.progress = Progressed()
         self.throughput = Throughput()
         self.failed_saves = 0
+        self.saved = -1
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.log: MetricsLog | None = None
         self.bar: Progress | None = None
@@ -139,6 +150,8 @@ class Run:
         if source is not None:
             self._compare_identity(source[1])
         optimizer = build_optimizer(module, optim)
+        for parameters, peak in module.own_rates:
+            set_peak(optimizer, parameters, peak)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         if source is not None:
             inner = self.accelerator.unwrap_model(self.module)
@@ -260,7 +273,7 @@ class Run:
             config.sample_every,
             config.max_skipped_steps,
         )
-        self.throughput = Throughput(self.progress.seconds)
+        self.throughput = Throughput(self.progress.seconds, self.progress.logged_at)
         hooks = Hooks(
             log=self._log_training,
             advance=self._advance,
@@ -296,7 +309,7 @@ class Run:
         window = figures.pop("window_tokens")
         self.throughput.add(window)
         speed, seconds = self.throughput.read(), self.throughput.seconds
-        self.progress.seconds = seconds
+        self.progress.seconds = self.progress.logged_at = seconds
         line = {**figures, "tokens": self.progress.tokens, "tokens_per_second": speed, "seconds": seconds}
         if (mfu := compute_mfu(self.flops, speed, self.peak, self.world_size)) is not None:
             line["mfu"] = mfu
@@ -316,6 +329,21 @@ class Run:
         self._write({"step": step, **figures})
         shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float))
         self.say(f"Evaluation after step {step}: {shown}")
+        if self.select and self._note_best():
+            self._save(step)
+
+    def _note_best(self) -> bool:
+        """Remember the step just evaluated if it is the best so far."""
+        step, figures = self.evaluated
+        value = figures.get(self.select or "eval_loss")
+        if value is None or not self._beats_best(value):
+            return False
+        self.progress.best, self.progress.best_step = value, step
+        return True
+
+    def _beats_best(self, value: float) -> bool:
+        best = self.progress.best
+        return best is None or (value < best if (self.select or "eval_loss").endswith("loss") else value > best)
 
     def _sample(self, step: int, sample: Callable[[nn.Module, int], None] | None) -> None:
         if sample is not None:
@@ -324,12 +352,13 @@ class Run:
 
     def _save(self, step: int) -> None:
         """Write a checkpoint; a full disk leaves the earlier ones and a warning, three in a row stop the run."""
+        if self.saved == step:  # as the best so far, a moment ago
+            return
+        self.saved = step
         with self.throughput.pause():
             self.progress.seconds = self.throughput.seconds
-            if self.evaluated[0] == step and "eval_loss" in self.evaluated[1]:
-                loss = self.evaluated[1]["eval_loss"]
-                if self.progress.best is None or loss < self.progress.best:
-                    self.progress.best, self.progress.best_step = loss, step
+            if self.evaluated[0] == step and not self.select:
+                self._note_best()
             inner = self.accelerator.unwrap_model(self.module)
             writers = state_writers(inner, getattr(self.optimizer, "optimizer", self.optimizer))
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
@@ -369,6 +398,25 @@ class Run:
         for prompt, text in zip(prompts, texts, strict=True):
             self.say(f"\n  {prompt} → {text.strip()}")
 
+    def choose_best(self, evaluate: Evaluate, average: int = 0) -> None:
+        """Put the best state on validation into the model, or the mean of the last checkpoints where that is better.
+
+        Args:
+            average: How many of the last checkpoints to average; 0 tries no mean.
+        """
+        inner = self.accelerator.unwrap_model(self.module)
+        best = self.checkpoints / step_folder(self.progress.best_step or 0)
+        self.chosen = {"best_step": self.progress.best_step, f"best_{self.select}": self.progress.best}
+        last = list_checkpoints(self.checkpoints)[-average:] if average else []
+        if last:
+            average_models(last, inner)
+            mean = evaluate(self.module)[str(self.select)]
+            if self._beats_best(mean):
+                self.chosen = {"averaged_steps": [int(path.name[5:]) for path in last], f"best_{self.select}": mean}
+        if "best_step" in self.chosen and best.is_dir():
+            restore_model(best, inner)
+        self.evaluated = (-1, {})
+
     def finish(
         self,
         evaluate: Evaluate,
@@ -387,12 +435,12 @@ class Run:
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(complete)
         if not complete[1] or not complete[0]:
-            export_model(inner.model, self.tokenizer, model_folder, write=self.is_main, loader=loader)
+            export_model(inner.finished_model(), self.tokenizer, model_folder, write=self.is_main, loader=loader)
         if not complete[0]:
             if self.evaluated[0] != self.progress.step:
                 self.evaluated = (self.progress.step, evaluate(self.module))
             self._sample(self.progress.step, sample)
-            result = {**self._figures(), **self.evaluated[1], **(extra or {})}
+            result = {**self._figures(), **self.evaluated[1], **self.chosen, **(extra or {})}
         if not self.is_main:
             return None
         assert result is not None

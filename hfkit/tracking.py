@@ -114,15 +114,18 @@ class Throughput:
 
     Args:
         seconds: Training seconds before a resume.
+        line_began: Those of them before the last training line; None is all.
         clock: Seconds, for tests.
     """
 
-    def __init__(self, seconds: float = 0.0, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, seconds: float = 0.0, line_began: float | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self.clock = clock
         self.banked = seconds  # up to `since`
         self.since: float | None = clock()  # None while paused
         self.tokens = 0
-        self.line_began = seconds
+        self.line_began = seconds if line_began is None else line_began
 
     @property
     def seconds(self) -> float:
