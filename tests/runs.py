@@ -5,6 +5,8 @@ A recipe takes about eight seconds to import and a tiny training one second. The
 a run like any other: it can be killed, and it leaves an exit status, two streams and an output folder.
 """
 
+import atexit
+import functools
 import importlib
 import json
 import os
@@ -98,6 +100,14 @@ class Server:
     def _answer(self) -> int:
         assert self.process.stdout is not None
         return int(self.process.stdout.readline())
+
+
+@functools.cache
+def shared_server() -> Server:
+    """Return the test session's server, started when it is first needed."""
+    server = Server()
+    atexit.register(server.close)
+    return server
 
 
 def command_line(settings: Words) -> list[str]:
