@@ -28,7 +28,7 @@ from hfkit import remote
 from hfkit.files import write_json
 from hfkit.publisher import Publisher, finish_command, publish_run
 from hfkit.remote import HubError, check_access
-from hfkit.settings import HubConfig
+from hfkit.settings import BadInput, HubConfig
 
 
 def test_publisher_without_repository_does_nothing(run: Path) -> None:
@@ -160,13 +160,12 @@ def test_checkpoints_may_be_deleted_after_the_hand_over(hub: LocalHub, run: Path
     assert "checkpoint/optimizer.safetensors" in remote_content(hub, "step-00000001")
 
 
-FAULTS = [
-    (kind, how) for kind in ("preupload", "lfs_put", "commit") for how in (401, 403, 404, 409, 412, 429, 500, 503)
+STATUSES = (401, 403, 404, 409, 412, 429, 500, 503)
+FAULTS: list[tuple[str, int | str]] = [
+    *((kind, status) for kind in ("preupload", "lfs_put", "commit") for status in STATUSES),
+    *((kind, cut) for kind in ("lfs_put", "commit") for cut in ("cut_request", "cut_reply", "hang")),
+    ("lfs_put", "corrupt"),
 ]
-FAULTS += [(kind, how) for kind in ("lfs_put", "commit") for how in ("cut_request", "cut_reply", "hang")]
-
-
-FAULTS += [("lfs_put", "corrupt")]
 QUICK = [("commit", 503), ("lfs_put", 403), ("commit", "hang")]
 
 
@@ -202,6 +201,12 @@ def test_under_every_fault_files_stay_whole_and_a_later_push_completes(
     assert remote_content(hub)["model.safetensors"] == before["model/model.safetensors"]
     branch = remote_content(hub, "step-00000003")
     assert branch["checkpoint/manifest.json"] == before["checkpoints/step-00000003/manifest.json"]
+
+
+def test_only_a_model_is_published(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadInput, match="neither a run folder"):
+        publish_run(all_config(), tmp_path)
 
 
 def test_publisher_stops_at_another_writer(hub: LocalHub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
