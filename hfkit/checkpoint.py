@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,16 @@ def restore_model(folder: Path, model: nn.Module) -> None:
             raise BadInput(f"{folder}: its weights are those of another model")
         for name, target in targets.items():
             target.copy_(_place(file.get_tensor(name), target))
+
+
+def average_models(folders: Sequence[Path], model: nn.Module) -> None:
+    """Put the mean of several checkpoints' weights into an unwrapped module."""
+    restore_model(folders[0], model)
+    parameters = dict(model.named_parameters())
+    for number, folder in enumerate(folders[1:], 2):
+        with safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.lerp_(_place(file.get_tensor(name), parameter), 1 / number)
 
 
 def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

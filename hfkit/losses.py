@@ -90,11 +90,16 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.upstream = 1.0  # set by the loop: what it multiplies the loss by
+        self.own_rates: list[tuple[list[nn.Parameter], float]] = []  # parameters with a peak learning rate of their own
         self._no_split_modules = model._no_split_modules  # what FSDP wraps by; without it only the root is sharded
 
     def tie_weights(self) -> None:
         """Tie input and output embedding again (called when sharding has replaced the parameters)."""
         self.model.tie_weights()
+
+    def finished_model(self) -> PreTrainedModel:
+        """Return the model to save."""
+        return self.model
 
 
 class CausalLMLoss(LossModule):

@@ -72,7 +72,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     adamw: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.name == "adamw":
         groups = [_group(decayed, config.learning_rate, config.weight_decay), _group(others, config.learning_rate, 0.0)]
-        return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=True, **adamw)
+        return torch.optim.AdamW(_with_own_rates(groups, model), lr=config.learning_rate, fused=True, **adamw)
     head = output_head(model)
     matrices = [p for p in decayed if p.ndim == 2 and p is not head]
     rest = [p for p in decayed if p.ndim != 2 or p is head]
@@ -81,11 +81,23 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         _group(rest, config.learning_rate, config.weight_decay),
         _group(others, config.learning_rate, 0.0),
     ]
-    return MuonAdamW([g for g in groups if g["params"]], lr=config.learning_rate, **adamw)
+    return MuonAdamW(_with_own_rates(groups, model), lr=config.learning_rate, **adamw)
 
 
 def _group(parameters: list[nn.Parameter], peak: float, weight_decay: float) -> dict[str, Any]:
     return {"params": parameters, "weight_decay": weight_decay, "lr": peak, "peak": peak}
+
+
+def _with_own_rates(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
+    """Return the groups that hold something; parameters with a peak rate of their own get AdamW groups of their own."""
+    rates = {id(p): peak for parameters, peak in getattr(model, "own_rates", []) for p in parameters}
+    divided = []
+    for group in groups:
+        divided.append({**group, "params": [p for p in group["params"] if id(p) not in rates]})
+        for peak in sorted({rates[id(p)] for p in group["params"] if id(p) in rates}):
+            apart = [p for p in group["params"] if rates.get(id(p)) == peak]
+            divided.append(_group(apart, peak, group["weight_decay"]))
+    return [group for group in divided if group["params"]]
 
 
 def output_head(model: nn.Module) -> nn.Parameter | None:

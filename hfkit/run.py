@@ -37,7 +37,7 @@ from hfkit.launch import build_accelerator, current_status, stopper
 from hfkit.loop import Hooks, Loop, Progressed, Rhythm
 from hfkit.losses import LossModule
 from hfkit.model import count_parameters, flops_per_token
-from hfkit.optim import build_optimizer, build_schedule, set_peak
+from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
 from hfkit.progress import Progress
 from hfkit.report import write_report
@@ -150,8 +150,6 @@ class Run:
         if source is not None:
             self._compare_identity(source[1])
         optimizer = build_optimizer(module, optim)
-        for parameters, peak in module.own_rates:
-            set_peak(optimizer, parameters, peak)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         if source is not None:
             inner = self.accelerator.unwrap_model(self.module)

@@ -148,6 +148,11 @@ class RowsConfig:
         if self.max_documents is not None and self.max_documents < 1:
             raise BadInput(f"data.max_documents must be at least 1, not {self.max_documents}")
 
+    @property
+    def is_builtin(self) -> bool:
+        """Whether no data is named, so that a recipe runs its built-in set."""
+        return not any((self.train_files, self.validation_files, self.test_files, self.dataset))
+
 
 @dataclass
 class DataConfig(RowsConfig):
@@ -184,6 +189,47 @@ class DataConfig(RowsConfig):
             raise BadInput("data.streaming reads a dataset; give data.dataset, or leave it out for files")
         if self.sequence_length is not None and self.sequence_length < 1:
             raise BadInput(f"data.sequence_length must be at least 1, not {self.sequence_length}")
+
+
+@dataclass
+class ChatDataConfig(RowsConfig):
+    """Which conversations: rows of messages, of prompt and completion, or of instruction, input and output."""
+
+    messages_column: str = "messages"
+    """Column with a list of {"role": system, user or assistant, "content": text}."""
+    prompt_column: str = "prompt"
+    """Column with what the user says, where there are no messages."""
+    completion_column: str = "completion"
+    """Column with what the assistant answers."""
+    chat_template: Path | None = None
+    """Jinja file that replaces the tokenizer's own template; what the assistant says is inside {% generation %}."""
+    sequence_length: int = 1024
+    """Tokens of a training row, which holds whole conversations; longer ones are cut after a turn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_length < 2:
+            raise BadInput(f"data.sequence_length must be at least 2, not {self.sequence_length}")
+        if self.chat_template is not None and not self.chat_template.is_file():
+            raise BadInput(f"data.chat_template {self.chat_template} does not exist")
+
+
+@dataclass
+class AdapterConfig:
+    """LoRA: train small matrices beside the model's own, which stay as they are."""
+
+    rank: int = 0
+    """Rank of the added matrices; 0 trains the whole model. Needs hfkit[peft]."""
+    alpha: float | None = None
+    """What they add is multiplied by alpha / rank; null is twice the rank."""
+    dropout: float = 0.0
+    """Dropout on what they read."""
+    target_modules: list[str] = field(default_factory=list)
+    """Names of the linear layers that get them; empty is all but the output head."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise BadInput(f"adapter.rank must be at least 0, not {self.rank}")
 
 
 @dataclass
@@ -489,7 +535,7 @@ class TranslationModelConfig(ModelConfig):
     prompt: str = "{source}\n"
     """causal: what the model continues; {source} is the text."""
     prefix: str | None = None
-    """seq2seq: put before every source; null is what the model wants (T5's sentence, Marian's >>code<<), if anything."""
+    """seq2seq: put before every source; null is what the model wants: T5's sentence, Marian's >>code<<, or nothing."""
     average_checkpoints: int = 0
     """Try the mean of this many last checkpoints' weights as the result, too; 0 does not."""
 

@@ -91,11 +91,11 @@ def _grouped(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     yield group
 
 
-def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer from a folder or the Hub, and see that it can end a document and pad.
+def open_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the Hub as it is.
 
     Raises:
-        BadInput: if there is none, or it has no EOS token. A missing pad token is taken from the reserved ones.
+        BadInput: if there is none.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
@@ -103,6 +103,16 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         raise BadInput(f"{path} holds no tokenizer that loads ({_first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not len(tokenizer):
         raise BadInput(f"{path} holds no tokenizer; give --tokenizer.path a folder with tokenizer.json")
+    return tokenizer
+
+
+def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer from a folder or the Hub, and see that it can end a document and pad.
+
+    Raises:
+        BadInput: if there is none, or it has no EOS token. A missing pad token is taken from the reserved ones.
+    """
+    tokenizer = open_tokenizer(path, revision)
     if tokenizer.eos_token_id is None:
         raise BadInput(f"the tokenizer of {path} has no eos token, so documents could not be ended")
     if tokenizer.pad_token_id is None:
@@ -120,22 +130,26 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -
 
     Special tokens spelled out in the text are encoded as the characters that they are.
     """
-    start = _prefix(tokenizer)
-    end = [tokenizer.eos_token_id]
+    start, end = encode_prefix(tokenizer), [tokenizer.eos_token_id]
+    return [start + ids + end for ids in encode_texts(tokenizer, texts)]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each text and nothing else; special tokens spelled out in it are its characters."""
     backend = getattr(tokenizer, "_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        return [start + tokenizer.encode(text, add_special_tokens=False) + end for text in texts]
+        return [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
         encoded = backend.encode_batch_fast(list(texts), add_special_tokens=False)
     finally:
         backend.encode_special_tokens = before
-    return [start + encoding.ids + end for encoding in encoded]
+    return [encoding.ids for encoding in encoded]
 
 
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """``[bos]`` where the tokenizer begins every text with it, else nothing."""
+def encode_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return ``[bos]`` where the tokenizer begins every text with it, else nothing."""
     ids = tokenizer("a")["input_ids"]
     return [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
@@ -144,7 +158,7 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of everything that decides which ids a text gets."""
     backend = getattr(tokenizer, "_tokenizer", None)
     content = backend.to_str() if isinstance(backend, Tokenizer) else sorted(tokenizer.get_vocab().items())
-    return digest_of([content, tokenizer.eos_token_id, _prefix(tokenizer)])
+    return digest_of([content, tokenizer.eos_token_id, encode_prefix(tokenizer)])
 
 
 def report_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, float | int]:

@@ -19,13 +19,13 @@ LAYERS = [
         *("data.account", "data.catalog", "data.documents", "data.holdout", "data.hooks", "data.listing", "data.pairs"),
         *("data.refine", "data.texts", "data.words", "data.workers"),
         *("data.readers", "data.sources", "data.corpus", "data.dedup", "data.contamination", "data.once"),
-        *("data.prepare", "data.shards", "data.order", "data.batches", "data.builtin"),
+        *("data.prepare", "data.shards", "data.tokens", "data.order", "data.batches", "data.builtin", "data.labels"),
         *("data.builtin_sentiment", "data.builtin_translation"),
-        *("tokenizer", "optim", "muon", "tracking", "charts", "page", "report", "audit_page", "passport", "progress", "markdown"),
+        *("tokenizer", "encoder", "optim", "muon", "tracking", "charts", "page", "report", "audit_page", "passport", "progress", "markdown"),
     },
     {"model", "losses", "metrics"},
-    {"checkpoint", "loop", "generation", "evaluation", "export"},
-    {"launch", "run", "hub", "card", "plan", "remote", "publisher", "dataset_card"},
+    {"checkpoint", "loop", "generation", "evaluation", "export", "classification", "translation"},
+    {"launch", "run", "adaptation", "hub", "card", "plan", "remote", "publisher", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 TORCH_FREE = {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"}

@@ -1,0 +1,84 @@
+"""Further pretraining of a language model on a task's own text, before it gets its head (Gururangan et al., 2020,
+arXiv:2004.10964): labels are not looked at, so unlabelled texts count as much as labelled ones."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hfkit.data.batches import packed_rows, plan_steps
+from hfkit.data.prepare import prepare_data
+from hfkit.evaluation import score_text
+from hfkit.export import export_model
+from hfkit.files import write_atomic
+from hfkit.losses import CausalLMLoss
+from hfkit.model import build_causal_lm, check_isolation, set_length
+from hfkit.run import Facts, Run
+from hfkit.settings import DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrackingConfig, TrainConfig
+
+
+@dataclass
+class AdaptationConfig:
+    """A run of language modelling inside another run's folder."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    model: ModelConfig
+    optim: OptimConfig
+    train: TrainConfig
+    output_dir: Path
+    resume: str
+    seed: int
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    resume_accept: list[str] = field(default_factory=list)
+
+
+def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Train `config.adapt` steps of language modelling on the texts.
+
+    Args:
+        config: A recipe's settings: model, tokenizer, optim, train, adapt, output_dir, resume and seed.
+
+    Returns:
+        The folder of the adapted model, and what to report of it.
+    """
+    folder = config.output_dir / "adapt"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    own = AdaptationConfig(
+        DataConfig(train_files=str(folder / "texts.jsonl"), sequence_length=config.data.sequence_length),
+        config.tokenizer,
+        config.model,
+        config.optim,
+        replace(config.train, max_steps=config.adapt, epochs=None, eval_every=0, save_every=0),
+        folder,
+        "never" if config.resume == "never" else "auto",
+        config.seed,
+    )
+    data = prepare_data(own.data, own.tokenizer, own.model.path)
+    run = Run(own, Facts.of(data))
+    length = own.data.sequence_length
+    model = build_causal_lm(own.model, data.tokenizer, own.seed)
+    set_length(model.config, length)
+    check_isolation(model)
+    rows = sum(stream.num_rows(length) for stream in data.train)
+    plan = plan_steps(own.train, rows, length, run.rank, run.world_size)
+    run.set_up(CausalLMLoss(model), own.optim, plan, data.tokenizer)
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        held_out = data.validation or data.train[0]
+        size = data.bytes["validation" if data.validation else "train"]
+        return score_text(run.accelerator, module, held_out, size, length, batch_size=8)
+
+    run.say(f"Adapting the language model to {len(texts)} texts of the task: {plan.max_steps} steps.")
+    before = evaluate(run.module)
+    run.train(packed_rows(data.train, data.weights, length, plan.split, own.seed, last=plan.last), evaluate)
+    after = evaluate(run.module)
+    inner = run.accelerator.unwrap_model(run.module)
+    export_model(inner.model, data.tokenizer, folder / "model", write=run.is_main)
+    run.accelerator.wait_for_everyone()
+    losses = {"eval_loss_before": before["eval_loss"], "eval_loss_after": after["eval_loss"]}
+    return str(folder / "model"), {"steps": plan.max_steps, "texts": len(texts), **losses}

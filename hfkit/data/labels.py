@@ -1,0 +1,188 @@
+"""Labelled texts: rows → examples with class numbers, the names of the classes, and how the splits differ."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from hfkit.data.builtin_sentiment import builtin_sentiment
+from hfkit.data.catalog import Name, load_named
+from hfkit.data.holdout import content_share
+from hfkit.data.readers import OnBad, Row, report, text_of
+from hfkit.data.sources import read_table
+from hfkit.settings import BadInput, LabelDataConfig
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+UNLABELLED = -1
+
+
+class Example(NamedTuple):
+    """A text and the number of its class; -1 is unlabelled."""
+
+    text: str
+    label: int
+
+
+class Raw(NamedTuple):
+    """A text, its label as it is spelled in the data (None: unlabelled), and where it stands."""
+
+    text: str
+    label: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The examples of a task."""
+
+    label_names: list[str]
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    unlabelled: list[str]
+    """Texts of the training data that have no label."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know: skipped rows, classes that a split lacks, texts on both sides."""
+
+    @property
+    def splits(self) -> dict[str, list[Example]]:
+        """The examples by split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def load_labelled(config: LabelDataConfig) -> Labelled:
+    """Return the examples that the settings name; the built-in reviews where they name none.
+
+    Labelled rows only are trained and scored on. Without validation data a share of the training texts, chosen by
+    their content, is held out.
+
+    Raises:
+        BadInput: for a missing column, an empty text, fewer than two classes in training, or a label that only the
+            validation or test data have.
+    """
+    skipped: list[str] = []
+    on_bad = skipped.append if config.on_error == "skip" else None
+    raw = {split: _read_split(config, split, on_bad) for split in SPLITS}
+    if not raw["validation"]:
+        raw["train"], raw["validation"] = _hold_out(raw["train"], config.validation_share)
+    given = config.label_names or _declared_names(config)
+    names = given or _sorted_names(row.label for row in raw["train"] if row.label is not None)
+    examples = {split: [_number(row, names) for row in rows if row.label is not None] for split, rows in raw.items()}
+    _check_classes(examples["train"], names)
+    notes = [f"{len(skipped)} rows could not be read and were skipped, such as {skipped[0]}"] if skipped else []
+    for split in SPLITS[1:]:
+        seen = {example.label for example in examples["train"]}
+        _check_seen(raw[split], names, seen)
+        notes += _compare(examples["train"], examples[split], names, split)
+    unlabelled = [row.text for row in raw["train"] if row.label is None]
+    return Labelled(names, examples["train"], examples["validation"], examples["test"], unlabelled, notes)
+
+
+def read_raw(rows: Iterable[Row], text_column: str, label_column: str, on_bad: OnBad = None) -> list[Raw]:
+    """Return the texts and labels of rows; `on_bad` is told of rows without them, which are left out.
+
+    Example:
+        >>> rows = [Row({"text": "fine", "label": 1}, "a:1"), Row({"text": "so", "label": -1}, "a:2")]
+        >>> read_raw(rows, "text", "label")
+        [Raw(text='fine', label='1', where='a:1'), Raw(text='so', label=None, where='a:2')]
+    """
+    found = []
+    for row in rows:
+        try:
+            text = text_of(row, text_column)
+            if not text.strip():
+                raise BadInput(f"{row.where}: {text_column}: the text is empty")
+            found.append(Raw(text, _spell(row, label_column), row.where))
+        except BadInput as problem:
+            report(str(problem), on_bad)
+    return found
+
+
+def _read_split(config: LabelDataConfig, split: Split, on_bad: OnBad) -> list[Raw]:
+    if config.is_builtin:
+        rows: Iterable[Row] | None = [
+            Row(dict(values), f"built-in {split}:{number}")
+            for number, values in enumerate(builtin_sentiment()[split], 1)
+        ]
+    else:
+        rows = read_table(config, split, on_bad)
+    if rows is None and split == "train":
+        raise BadInput("there is nothing to train on: give --data.train_files or --data.dataset")
+    return read_raw(rows or [], config.text_column, config.label_column, on_bad)
+
+
+def _spell(row: Row, column: str) -> str | None:
+    """Return a label as text; None where it is -1, null or blank."""
+    if column not in row.values:
+        columns = ", ".join(row.values)
+        raise BadInput(f"{row.where}: no column {column!r}; the columns are {columns}. Set --data.label_column.")
+    value: Any = row.values[column]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (isinstance(value, int | str) and str(value).strip() in ("", str(UNLABELLED))):
+        return None
+    if not isinstance(value, str | int):
+        raise BadInput(f"{row.where}: {column}: is {value!r:.40}, not the name or number of a class")
+    return str(value).strip()
+
+
+def _hold_out(rows: list[Raw], share: float) -> tuple[list[Raw], list[Raw]]:
+    """Return (training, validation) rows: the smallest hashes of content are held out, equal texts together."""
+    hashes = [content_share(row.text) for row in rows]
+    labelled = sorted(value for value, row in zip(hashes, rows, strict=True) if row.label is not None)
+    if not share or len(labelled) < 2:
+        return rows, []
+    border = labelled[max(1, round(share * len(labelled))) - 1]
+    kept = [row for value, row in zip(hashes, rows, strict=True) if value > border]
+    return kept, [row for value, row in zip(hashes, rows, strict=True) if value <= border]
+
+
+def _declared_names(config: LabelDataConfig) -> list[str]:
+    """Return the names that a dataset declares for its label column."""
+    if config.train_files is not None or config.dataset is None:
+        return []
+    features = load_named(Name(config.dataset, config.dataset_config, config.split)).features or {}
+    return list(getattr(features.get(config.label_column), "names", None) or [])
+
+
+def _sorted_names(labels: Iterable[str]) -> list[str]:
+    """Return the different labels: numbers by value, else by name."""
+    names = set(labels)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+
+
+def _number(row: Raw, names: list[str]) -> Example:
+    """Return the example with its class number; a label is one of the names, or a number that counts them."""
+    assert row.label is not None
+    if row.label in names:
+        return Example(row.text, names.index(row.label))
+    if row.label.isdecimal() and int(row.label) < len(names) and not all(name.isdecimal() for name in names):
+        return Example(row.text, int(row.label))
+    raise BadInput(f"{row.where}: label {row.label!r} does not occur in the training data; its labels are {names}")
+
+
+def _check_classes(train: list[Example], names: list[str]) -> None:
+    seen = {example.label for example in train}
+    if len(seen) < 2:
+        only = f"all {len(train)} are {names[min(seen)]!r}" if seen else "none has a label"
+        raise BadInput(f"training needs examples of two classes or more; of the training texts {only}")
+
+
+def _check_seen(rows: list[Raw], names: list[str], seen: set[int]) -> None:
+    """Raise BadInput for a class that is declared, but that training has no example of."""
+    for row in rows:
+        if row.label is not None and _number(row, names).label not in seen:
+            raise BadInput(f"{row.where}: label {row.label!r} does not occur in the training data")
+
+
+def _compare(train: list[Example], others: list[Example], names: list[str], split: str) -> list[str]:
+    """Return notes on classes that a split lacks, and on texts that it shares with the training data."""
+    notes = []
+    counts = Counter(example.label for example in others)
+    if others and (lacking := [name for number, name in enumerate(names) if not counts[number]]):
+        notes.append(f"the {split} data have no example of {', '.join(lacking)}")
+    texts = {example.text for example in train}
+    if shared := sum(example.text in texts for example in others):
+        notes.append(f"{shared} of {len(others)} {split} texts are in the training data, too")
+    return notes

@@ -1,0 +1,184 @@
+"""Classify texts: labelled rows → a head on a causal model or an encoder → loop → accuracy and F1 → a folder to use.
+
+python recipes/sentiment.py                                           the built-in reviews, minutes on a CPU
+python recipes/sentiment.py --model.path runs/pretrain/model --data.train_files 'reviews/*.jsonl' --train.epochs 3
+python recipes/sentiment.py --classify "The plot was hardly clever."  with the model of the run before; - reads lines
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfkit.config import parse_config
+from hfkit.settings import (
+    BadInput,
+    ClassifierConfig,
+    LabelDataConfig,
+    ModelConfig,
+    OptimConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+)
+
+BUILTIN = Path(__file__).parent / "configs" / "sentiment" / "builtin.yaml"
+EPOCHS = 5.0  # where neither epochs nor max_steps are given
+
+
+@dataclass
+class SentimentConfig:
+    """Train and score a text classifier with any number of classes."""
+
+    data: LabelDataConfig = field(default_factory=LabelDataConfig)
+    """Which labelled texts, and what becomes of long ones."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Byte-level BPE trained on the texts, where the model is built from scratch."""
+    model: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """Body, head, class weights."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning-rate schedule."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Steps, batch sizes, evaluation, checkpoints."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Trackers besides metrics.jsonl and the report."""
+    adapt: int = 0
+    """Optimizer steps of language modelling on the training texts, before the head is added (causal models)."""
+    classify: str | None = None
+    """Train nothing: classify this text (or - : each line of standard input) with model.path, or this run's model."""
+    output_dir: Path = Path("runs/sentiment")
+    """Checkpoints, figures, predictions, report and the final model."""
+    resume: str = "auto"
+    """auto: the newest whole checkpoint in output_dir; never; or a checkpoint's path."""
+    resume_accept: list[str] = field(default_factory=list)
+    """Settings that may differ from those of the run that is resumed."""
+    seed: int = 0
+    """Decides weights, order and dropout."""
+
+    def __post_init__(self) -> None:
+        if self.adapt < 0:
+            raise BadInput(f"adapt must be at least 0, not {self.adapt}")
+        if self.train.max_steps is None and self.train.epochs is None:
+            self.train.epochs = EPOCHS
+
+
+if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
+    config = parse_config(SentimentConfig)
+    if config.data.is_builtin:
+        config = parse_config(SentimentConfig, ["--config", str(BUILTIN), *sys.argv[1:]])
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from hfkit.adaptation import adapt_model
+from hfkit.classification import (
+    ClassificationLoss,
+    build_classifier,
+    classification_rows,
+    classify_texts,
+    compute_class_weights,
+    encode_texts,
+    load_classifier_tokenizer,
+    name_predictions,
+    predict,
+    score_labels,
+)
+from hfkit.data.batches import plan_steps
+from hfkit.data.labels import Labelled, load_labelled
+from hfkit.files import digest_of
+from hfkit.launch import launch
+from hfkit.metrics import write_predictions
+from hfkit.model import set_length
+from hfkit.run import Facts, Run
+from hfkit.tokenizer import open_tokenizer, tokenizer_hash, train_tokenizer
+
+
+def main(config: SentimentConfig) -> None:
+    """Run the whole story, on every process that was launched."""
+    if config.classify is not None:
+        return classify(config)
+    data = load_labelled(config.data)
+    texts = {split: [example.text for example in examples] for split, examples in data.splits.items()}
+    labels = {split: [example.label for example in examples] for split, examples in data.splits.items()}
+    body, adapted = config.model, None
+    if config.adapt:
+        path, adapted = adapt_model(config, texts["train"] + data.unlabelled)
+        body = replace(config.model, path=path)
+    tokenizer = choose_tokenizer(config, body, texts["train"] + data.unlabelled)
+    length, pad = config.data.sequence_length, int(tokenizer.pad_token_id)
+    run = Run(config, describe(config, data, tokenizer), select="macro_f1")
+
+    model = build_classifier(body, tokenizer, data.label_names, config.seed)
+    set_length(model.config, length)
+    model.config.long_texts = config.data.long_texts
+    encoded = {
+        split: encode_texts(tokenizer, some, length, config.data.long_texts) for split, some in texts.items() if some
+    }
+    long = {split: rows.truncated for split, rows in encoded.items()}
+    notes = [f"over {length} tokens: {share:.1%} of the {split} texts" for split, share in long.items()]
+    run.say("\n".join(f"Note: {note}." for note in data.notes + notes))
+
+    plan = plan_steps(config.train, len(encoded["train"].rows), length, run.rank, run.world_size)
+    module = ClassificationLoss(model, config.model.label_smoothing, config.model.head_learning_rate)
+    run.set_up(module, config.optim, plan, tokenizer)
+
+    def score(module: nn.Module, split: str) -> np.ndarray:
+        model = run.accelerator.unwrap_model(module).model
+        return predict(run.accelerator, model, encoded[split], batch_size=64, pad=pad)
+
+    def validate(module: nn.Module) -> dict[str, float]:
+        figures = score_labels(score(module, "validation"), labels["validation"], data.label_names)
+        return {name: figures[name] for name in ("eval_loss", "accuracy", "macro_f1")}
+
+    def test(module: nn.Module) -> dict[str, Any]:
+        split = "test" if data.test else "validation"
+        scores = score(module, split)
+        if run.is_main:
+            rows = name_predictions(texts[split], labels[split], scores, data.label_names)
+            write_predictions(run.output_dir / "predictions.jsonl", rows)
+        return {"evaluated_on": split, **score_labels(scores, labels[split], data.label_names)}
+
+    weights = compute_class_weights(config.model, labels["train"], data.label_names)
+    rows = classification_rows(
+        encoded["train"], labels["train"], weights, plan.split, config.seed, last=plan.last, pad=pad
+    )
+    run.train(rows, validate)
+    run.choose_best(validate)
+    extra = {"label_names": data.label_names, "truncated_share": long, "adapted": adapted}
+    run.finish(test, extra=extra, loader=AutoModelForSequenceClassification)
+
+
+def choose_tokenizer(config: SentimentConfig, body: ClassifierConfig, texts: list[str]) -> PreTrainedTokenizerBase:
+    """Return the body's own tokenizer; for a body built from scratch the one named, or one trained on the texts."""
+    if body.path is not None:
+        return load_classifier_tokenizer(body)
+    return open_tokenizer(config.tokenizer.path) if config.tokenizer.path else train_tokenizer(texts, config.tokenizer)
+
+
+def describe(config: SentimentConfig, data: Labelled, tokenizer: PreTrainedTokenizerBase) -> Facts:
+    """Return what this run is: compared at resume, and written into its passport."""
+    splits = {split: {"examples": len(rows), "sha256": digest_of(rows)} for split, rows in data.splits.items()}
+    facts = {"splits": splits, "label_names": data.label_names, "unlabelled": len(data.unlabelled)}
+    key = digest_of([facts, digest_of(data.unlabelled)])[:16]
+    own = {name: value for name, value in asdict(config.model).items() if name not in asdict(ModelConfig())}
+    identity = {"adapt": config.adapt, "data.long_texts": config.data.long_texts} | {
+        f"model.{name}": value for name, value in own.items()
+    }
+    hashed = tokenizer_hash(tokenizer)
+    return Facts(key, hashed, identity, {"key": key, **facts}, {"sha256": hashed, "vocab_size": len(tokenizer)})
+
+
+def classify(config: SentimentConfig) -> None:
+    """Print one JSON line for each text: text, prediction, scores."""
+    folder = Path(config.model.path or config.output_dir / "model")
+    texts = [line.rstrip("\n") for line in sys.stdin] if config.classify == "-" else [str(config.classify)]
+    for row in classify_texts(folder, texts):
+        print(json.dumps(row, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    launch(main, config)
