@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -98,8 +100,8 @@ def build_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
         # Scaled to the width: sqrt(2/5d) (Nguyen and Salazar, 2019, arXiv:1910.05895); 0.02 suits d ≈ 1000 only.
         if "initializer_range" not in config.config_overrides:
             built.initializer_range = math.sqrt(2 / (5 * built.hidden_size))
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"model.config_overrides: {' '.join(str(error).split())}") from None
+    except (ValueError, TypeError, StrictDataclassError) as error:  # the last one wraps what a configuration checks
+        raise BadInput(f"model.config_overrides: {' '.join(str(error.__cause__ or error).split())}") from None
     if built.vocab_size < len(tokenizer):
         raise BadInput(f"model vocab_size {built.vocab_size} is smaller than the tokenizer's {len(tokenizer)} tokens")
     return built
@@ -139,7 +141,7 @@ def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
