@@ -182,7 +182,7 @@ def state_writers(model: nn.Module, optimizer: torch.optim.Optimizer) -> Writers
     """Return the writers of weights and optimizer state; every process calls this, the main one writes."""
     weights, moments = model_tensors(model), optimizer_tensors(model, optimizer)
     return {
-        "model.safetensors": lambda path: save_file(weights, path),
+        "model.safetensors": lambda path: save_file(weights, path, metadata={"format": "pt"}),
         "optimizer.safetensors": lambda path: save_file(moments, path),
     }
 

@@ -50,6 +50,18 @@ def export_model(
     replace_folder(temporary, folder)
 
 
+def export_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write everything of a model folder but its weights."""
+    folder.mkdir(exist_ok=True)
+    config = copy.deepcopy(model.config)
+    config.use_cache = True
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def _with_tied(model: PreTrainedModel, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the state dict with every tied name pointing at the one full tensor."""
     first = {id(parameter): name for name, parameter in model.named_parameters()}

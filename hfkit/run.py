@@ -4,7 +4,6 @@ A recipe gives what differs: the data, the loss, how to evaluate and what to sam
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -15,13 +14,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from hfkit.card import write_model_card
 from hfkit.checkpoint import (
     average_models,
-    find_checkpoint,
     list_checkpoints,
-    read_checkpoint,
     restore_model,
     restore_optimizer,
     save_checkpoint,
@@ -31,17 +29,20 @@ from hfkit.checkpoint import (
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
 from hfkit.data.prepare import Prepared
-from hfkit.export import export_model
-from hfkit.files import digest_of, read_json, recover_folder, write_atomic, write_json
-from hfkit.launch import build_accelerator, current_status, stopper
-from hfkit.loop import Hooks, Loop, Progressed, Rhythm
+from hfkit.export import export_description, export_model
+from hfkit.files import digest_of, read_json, write_atomic, write_json
+from hfkit.launch import PushFailed, build_accelerator, current_status, stopper
+from hfkit.loop import Hooks, Loop, Preempted, Progressed, Rhythm
 from hfkit.losses import LossModule
 from hfkit.model import count_parameters, flops_per_token
 from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
 from hfkit.progress import Progress
+from hfkit.publisher import FINISH_TIMEOUT, Publisher
+from hfkit.remote import check_access
 from hfkit.report import write_report
-from hfkit.settings import BadInput, OptimConfig, TrainConfig
+from hfkit.resume import choose_checkpoint, compare_identity, describe_identity
+from hfkit.settings import BadInput, HubConfig, OptimConfig, TrainConfig
 from hfkit.status import describe
 from hfkit.tracking import (
     MetricsLog,
@@ -54,17 +55,8 @@ from hfkit.tracking import (
 )
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
-STATE = (
-    "checkpoints",
-    "model",
-    "metrics.jsonl",
-    "result.json",
-    "config.yaml",
-    "report.html",
-    "passport.json",
-    "samples.jsonl",
-    "audit.json",
-)
+DESCRIPTION = ".description"  # configuration and tokenizer, published beside a checkpoint's weights
+PREEMPTED_PUSH = 10.0  # seconds for a push on its way when the run must stop
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -111,6 +103,9 @@ class Run:
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.log: MetricsLog | None = None
         self.bar: Progress | None = None
+        self.hub: HubConfig = getattr(config, "hub", HubConfig())
+        self.on_main(lambda: check_access(self.hub))
+        self.publisher = Publisher(self.hub, self.output_dir) if self.is_main else None
 
     @property
     def is_main(self) -> bool:
@@ -126,6 +121,25 @@ class Run:
     def world_size(self) -> int:
         """Processes that share the data."""
         return self.accelerator.num_processes
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model inside the loss module."""
+        return self.accelerator.unwrap_model(self.module).model
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """Return what ``action`` gives on the main process, on every process; bad input is raised on every one."""
+        found: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                found[0] = action()
+            except BadInput as error:
+                found[1] = str(error)
+        if self.world_size > 1:
+            torch.distributed.broadcast_object_list(found)
+        if found[1]:
+            raise BadInput(found[1])
+        return found[0]
 
     def say(self, text: str) -> None:
         """Tell the person at the console."""
@@ -145,16 +159,17 @@ class Run:
         shape = {
             k: v for k, v in module.model.config.to_dict().items() if k not in ("transformers_version", "use_cache")
         }
-        self.identity = self._identity(optim, plan, shape)
-        source = self._choose_checkpoint()
+        self.identity = describe_identity(
+            self.config, optim, plan, shape, self.facts.data_key, self.facts.tokenizer_hash, **self.facts.identity
+        )
+        source = self.on_main(lambda: choose_checkpoint(self.config, self.output_dir))
         if source is not None:
-            self._compare_identity(source[1])
+            compare_identity(source[1]["identity"], self.identity, self.config.resume_accept, self.output_dir)
         optimizer = build_optimizer(module, optim)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
         if source is not None:
-            inner = self.accelerator.unwrap_model(self.module)
-            restore_model(source[0], inner)
-            restore_optimizer(source[0], inner, getattr(self.optimizer, "optimizer", self.optimizer))
+            restore_model(source[0], self.model)
+            restore_optimizer(source[0], self.model, getattr(self.optimizer, "optimizer", self.optimizer))
             self.progress = Progressed(**source[1]["progress"])
             if self.accelerator.scaler is not None and source[1].get("scaler"):
                 self.accelerator.scaler.load_state_dict(source[1]["scaler"])
@@ -165,73 +180,6 @@ class Run:
     def _compiles(self) -> bool:
         wanted = self.train_config.compile
         return self.accelerator.device.type == "cuda" if wanted is None else wanted
-
-    def _identity(self, optim: OptimConfig, plan: Plan, shape: dict[str, Any]) -> dict[str, Any]:
-        """Return what a resumed run must share with the one that saved, as a manifest's JSON gives it back."""
-        identity = {
-            "data": self.facts.data_key,
-            "tokenizer": self.facts.tokenizer_hash,
-            "seed": self.config.seed,
-            "data.sequence_length": getattr(self.config.data, "sequence_length", None),
-            "train.global_batch_size": plan.split.global_batch_size,
-            "train.max_steps": plan.max_steps,
-            **{f"optim.{name}": value for name, value in asdict(optim).items()},
-            **{f"model.{name}": value for name, value in shape.items()},
-            "model.dropout": self.config.model.dropout,
-            **self.facts.identity,
-        }
-        return json.loads(json.dumps(identity, default=str))
-
-    def _choose_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the checkpoint that ``resume`` names, and its manifest.
-
-        The main process looks (and may set damaged ones aside); the others hear of its choice.
-        """
-        resume = self.config.resume
-        found: list[Any] = [None, None]
-        if self.is_main:
-            try:
-                if resume == "never":
-                    self._move_aside()
-                elif resume == "auto":
-                    recover_folder(self.output_dir / "model")
-                    found[0] = find_checkpoint(self.checkpoints)
-                else:
-                    found[0] = (Path(resume), read_checkpoint(Path(resume)))
-            except BadInput as error:
-                found[1] = str(error)
-        if self.world_size > 1:
-            torch.distributed.broadcast_object_list(found)
-        if found[1]:
-            raise BadInput(f"resume: {found[1]}")
-        return found[0]
-
-    def _move_aside(self) -> None:
-        """Move an earlier run's state to previous-N/."""
-        present = [self.output_dir / name for name in STATE if (self.output_dir / name).exists()]
-        if present:
-            number = 1 + sum(1 for path in self.output_dir.glob("previous-*"))
-            aside = self.output_dir / f"previous-{number}"
-            aside.mkdir()
-            for path in present:
-                os.replace(path, aside / path.name)
-
-    def _compare_identity(self, manifest: dict[str, Any]) -> None:
-        """Raise BadInput listing every field in which this run differs from the one that saved."""
-        old, new = manifest["identity"], self.identity
-        free = set(self.config.resume_accept)
-        if new["optim.schedule"] in ("constant", "wsd") and new["train.max_steps"] > old["train.max_steps"]:
-            free.add("max_steps")
-        differing = [
-            f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
-            for name in sorted({*old, *new})
-            if old.get(name) != new.get(name) and name not in free and name.rsplit(".", 1)[-1] not in free
-        ]
-        if differing:
-            raise BadInput(
-                f"{self.output_dir} holds another run: {'; '.join(differing[:6])}. "
-                "Use another --output_dir, --resume never, or the old values"
-            )
 
     def _open_output(self, source: Path | None) -> None:
         """Write what is known before the first step."""
@@ -253,6 +201,8 @@ class Run:
         )
         if self.facts.audit:
             write_json(self.output_dir / "audit.json", self.facts.audit)
+        if self.hub.push_every:
+            export_description(self.model, self.tokenizer, self.output_dir / DESCRIPTION)
         self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.progress.step)
         start_trackers(
             self.accelerator, self.config.tracking, config_dict(self.config), self.output_dir, self.progress.step
@@ -260,8 +210,18 @@ class Run:
         if source:
             self.say(f"Resuming from {source} at step {self.progress.step}.")
 
-    def train(self, read: Reader, evaluate: Evaluate, sample: Callable[[nn.Module, int], None] | None = None) -> None:
-        """Train to the last step, evaluating, sampling and saving when due."""
+    def train(
+        self,
+        read: Reader,
+        evaluate: Evaluate,
+        sample: Callable[[nn.Module, int], None] | None = None,
+        evaluate_first: bool = False,
+    ) -> None:
+        """Train to the last step, evaluating, sampling and saving when due.
+
+        Args:
+            evaluate_first: Evaluate before the first step too: what fine-tuning is measured against.
+        """
         config = self.train_config
         rhythm = Rhythm(
             self.plan.max_steps,
@@ -292,9 +252,15 @@ class Run:
             self.config.seed,
             self.config.optim.max_grad_norm,
         )
+        if evaluate_first and self.progress.step == 0:
+            self._evaluate(0, evaluate)
         stopper.deferred = True
         with Progress(self.plan.max_steps, "train", "step", self.progress.step, enabled=self.is_main) as self.bar:
-            loop.run()
+            try:
+                loop.run()
+            except Preempted:
+                self._finish_pushes(None, timeout=PREEMPTED_PUSH)
+                raise
         self.bar = None
 
     def _advance(self, step: int, loss: float) -> None:
@@ -357,8 +323,7 @@ class Run:
             self.progress.seconds = self.throughput.seconds
             if self.evaluated[0] == step and not self.select:
                 self._note_best()
-            inner = self.accelerator.unwrap_model(self.module)
-            writers = state_writers(inner, getattr(self.optimizer, "optimizer", self.optimizer))
+            writers = state_writers(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
             failed = [False]
             if self.is_main:
@@ -376,6 +341,8 @@ class Run:
                     self.failed_saves = 0
                     if status := current_status():
                         status.update(checkpoint=str(saved))
+                    if self.publisher and self.publisher.due(step):
+                        self.publisher.submit(self.output_dir / DESCRIPTION, step, saved)
                 except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
                     self.failed_saves += 1
                     self.say(f"warning: no checkpoint at step {step}: {error}; the one before it stays")
@@ -402,17 +369,16 @@ class Run:
         Args:
             average: How many of the last checkpoints to average; 0 tries no mean.
         """
-        inner = self.accelerator.unwrap_model(self.module)
         best = self.checkpoints / step_folder(self.progress.best_step or 0)
         self.chosen = {"best_step": self.progress.best_step, f"best_{self.select}": self.progress.best}
         last = list_checkpoints(self.checkpoints)[-average:] if average else []
         if last:
-            average_models(last, inner)
+            average_models(last, self.model)
             mean = evaluate(self.module)[str(self.select)]
             if self._beats_best(mean):
                 self.chosen = {"averaged_steps": [int(path.name[5:]) for path in last], f"best_{self.select}": mean}
         if "best_step" in self.chosen and best.is_dir():
-            restore_model(best, inner)
+            restore_model(best, self.model)
         self.evaluated = (-1, {})
 
     def finish(
@@ -444,10 +410,26 @@ class Run:
         assert result is not None
         write_json(self.output_dir / "result.json", result)
         write_report(self.output_dir)
+        write_model_card(self.output_dir, self.hub.repo_id)
         print(describe(result))
         self.say(f"The model is in {model_folder}, curves and samples in {self.output_dir / 'report.html'}.")
+        self._finish_pushes(model_folder)
         self.accelerator.end_training()
         return result
+
+    def _finish_pushes(self, model_folder: Path | None, timeout: float = FINISH_TIMEOUT) -> None:
+        """Publish the finished model, if asked to, and note how the pushes ended.
+
+        Raises:
+            PushFailed: if one failed that was required.
+        """
+        if self.publisher is None:
+            return
+        outcome = self.publisher.finish(model_folder, timeout)
+        if status := current_status():
+            status.update(push=outcome)
+        if outcome == "failed" and self.hub.required and model_folder is not None:
+            raise PushFailed(f"the push to {self.hub.repo_id} failed; everything is in {self.output_dir}")
 
     def _figures(self) -> dict[str, Any]:
         lines = [line for line in self._lines() if "loss" in line]

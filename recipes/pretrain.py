@@ -12,6 +12,7 @@ from hfkit.config import parse_config
 from hfkit.settings import (
     DataConfig,
     GenerationSettings,
+    HubConfig,
     ModelConfig,
     OptimConfig,
     TokenizerConfig,
@@ -36,6 +37,8 @@ class PretrainConfig:
     """Steps, batch sizes, evaluation, checkpoints."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How samples are drawn."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Trackers besides metrics.jsonl and the report."""
     output_dir: Path = Path("runs/pretrain")

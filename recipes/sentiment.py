@@ -13,6 +13,7 @@ from hfkit.config import parse_config
 from hfkit.settings import (
     BadInput,
     ClassifierConfig,
+    HubConfig,
     LabelDataConfig,
     ModelConfig,
     OptimConfig,
@@ -39,6 +40,8 @@ class SentimentConfig:
     """Optimizer and learning-rate schedule."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Steps, batch sizes, evaluation, checkpoints."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Trackers besides metrics.jsonl and the report."""
     adapt: int = 0

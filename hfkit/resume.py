@@ -1,0 +1,96 @@
+"""Which checkpoint a run goes on from, and whether it is this run's."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hfkit.checkpoint import find_checkpoint, read_checkpoint
+from hfkit.data.batches import Plan
+from hfkit.files import recover_folder
+from hfkit.hub import download_checkpoint
+from hfkit.settings import BadInput, OptimConfig
+
+Found = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its manifest
+STATE = (
+    *("checkpoints", "model", "metrics.jsonl", "result.json", "config.yaml", "report.html", "passport.json"),
+    *("samples.jsonl", "audit.json", "predictions.jsonl"),
+)
+
+
+def describe_identity(
+    config: Any, optim: OptimConfig, plan: Plan, shape: dict[str, Any], data_key: str, tokenizer: str, **more: Any
+) -> dict[str, Any]:
+    """Return what a resumed run must share with the one that saved, as a manifest's JSON gives it back.
+
+    Args:
+        shape: The fields of the model's configuration.
+        more: What a task adds.
+    """
+    identity = {
+        "data": data_key,
+        "tokenizer": tokenizer,
+        "seed": config.seed,
+        "data.sequence_length": getattr(config.data, "sequence_length", None),
+        "train.global_batch_size": plan.split.global_batch_size,
+        "train.max_steps": plan.max_steps,
+        **{f"optim.{name}": value for name, value in asdict(optim).items()},
+        **{f"model.{name}": value for name, value in shape.items()},
+        "model.dropout": config.model.dropout,
+        **more,
+    }
+    return json.loads(json.dumps(identity, default=str))
+
+
+def choose_checkpoint(config: Any, output_dir: Path) -> Found | None:
+    """Return the checkpoint that ``config.resume`` names: auto, never, hub, or a path. The main process calls this."""
+    resume, checkpoints = config.resume, output_dir / "checkpoints"
+    if resume == "never":
+        move_aside(output_dir)
+        return None
+    if resume == "auto":
+        recover_folder(output_dir / "model")
+        return find_checkpoint(checkpoints)
+    if resume == "hub":
+        # What is here already goes first: a run that was preempted twice has both.
+        if found := find_checkpoint(checkpoints):
+            return found
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        folder = download_checkpoint(config.hub, checkpoints)
+        return folder, read_checkpoint(folder)
+    try:
+        return Path(resume), read_checkpoint(Path(resume))
+    except BadInput as error:
+        raise BadInput(f"resume: {error}; give auto, never, hub, or the path of a checkpoint") from None
+
+
+def move_aside(output_dir: Path) -> None:
+    """Move an earlier run's state to previous-N/."""
+    present = [output_dir / name for name in STATE if (output_dir / name).exists()]
+    if present:
+        aside = output_dir / f"previous-{1 + sum(1 for _ in output_dir.glob('previous-*'))}"
+        aside.mkdir()
+        for path in present:
+            os.replace(path, aside / path.name)
+
+
+def compare_identity(old: dict[str, Any], new: dict[str, Any], accepted: list[str], output_dir: Path) -> None:
+    """Raise BadInput listing every field in which this run differs from the one that saved.
+
+    Args:
+        accepted: Names that may differ, with or without their section.
+    """
+    free = set(accepted)
+    if new["optim.schedule"] in ("constant", "wsd") and new["train.max_steps"] > old["train.max_steps"]:
+        free.add("max_steps")
+    differing = [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name) and name not in free and name.rsplit(".", 1)[-1] not in free
+    ]
+    if differing:
+        raise BadInput(
+            f"{output_dir} holds another run: {'; '.join(differing[:6])}. "
+            "Use another --output_dir, --resume never, or the old values"
+        )
