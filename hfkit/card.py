@@ -36,7 +36,6 @@ SHAPE = (
     *("num_attention_heads", "n_head", "num_key_value_heads", "vocab_size", "max_position_embeddings", "n_positions"),
     *("tie_word_embeddings", "dtype"),
 )
-TASKS = {"ForSequenceClassification": "text-classification", "ForCausalLM": "text-generation"}
 SNIPPETS = {
     "text-generation": """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,7 +87,7 @@ def render_model_card(output_dir: Path, model_dir: Path, repo_id: str | None = N
     config, model = facts["config"], read_json(model_dir / "config.json") or {}
     result = facts["result"] if step is None else {}
     name = repo_id or config.get("hub", {}).get("repo_id") or "model"
-    task = find_task(config, model)
+    task = find_task(model)
     metadata = model_metadata(name, task, config, result)
     chat = task == "text-generation" and (model_dir / "chat_template.jinja").exists()
     snippet = SNIPPETS["chat" if chat else task].format(name=name)
@@ -123,12 +122,12 @@ def read_facts(output_dir: Path) -> dict[str, Any]:
     }
 
 
-def find_task(config: dict[str, Any], model: dict[str, Any]) -> str:
+def find_task(model: dict[str, Any]) -> str:
     """Return the Hub's name for what the model does."""
-    architecture = (model.get("architectures") or [""])[0]
-    if "source_key" in config.get("data", {}) and not architecture.endswith("ForCausalLM"):
+    if model.get("is_encoder_decoder"):
         return "translation"
-    return next((task for ending, task in TASKS.items() if architecture.endswith(ending)), "translation")
+    architecture = (model.get("architectures") or [""])[0]
+    return "text-classification" if architecture.endswith("ForSequenceClassification") else "text-generation"
 
 
 def model_metadata(name: str, task: str, config: dict[str, Any], result: dict[str, Any]) -> ModelCardData:

@@ -115,6 +115,8 @@ def may_pass(error: BaseException) -> bool:
 
 def explain(error: BaseException) -> str:
     """Return one line that says what went wrong, without credentials."""
+    if isinstance(error, HubError):
+        return str(error)
     status = find_status(error)
     if status is None:
         root = [*causes(error)][-1]

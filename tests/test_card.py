@@ -170,7 +170,7 @@ def test_intervals_signatures_base_model_and_languages(run: Path) -> None:
     }
     write_json(run / "result.json", {**scores, "perplexity": math.inf, "examples": 1000})
     model = json.loads((run / "model" / "config.json").read_text())
-    write_json(run / "model" / "config.json", model | {"architectures": ["MarianMTModel"]})
+    write_json(run / "model" / "config.json", model | {"architectures": ["MarianMTModel"], "is_encoder_decoder": True})
     text = write_model_card(run, "me/translator")
     data = model_data(text)
     assert (data.language, data.base_model, data.datasets) == (["de", "en"], "ada/base", ["ada/pairs"])

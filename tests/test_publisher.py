@@ -115,7 +115,7 @@ def test_steps_do_not_wait_for_a_hub_that_hangs(hub: LocalHub, run: Path, monkey
         publisher.submit(run / "model", step, run / "checkpoints" / f"step-{step:08d}")
         delays.append(time.monotonic() - begun)
     wait_for(lambda: hub.hits["create"] == 1)
-    assert sorted(delays)[len(delays) // 2] < 0.05, delays  # 1 ms on an idle machine; tests share theirs
+    assert sorted(delays)[len(delays) // 2] < 0.05, delays  # the bound that the module states, twice
     assert len(publisher._waiting) == 1 and len(list((run / ".push").iterdir())) <= 2
     begun = time.monotonic()
     assert publisher.finish(run / "model", timeout=0.2) == "failed"
