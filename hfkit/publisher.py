@@ -4,8 +4,8 @@ Published are the files of `model/`, a card and a passport made for the public, 
 with `hub.include_checkpoints` the training state; no pickles, no scripts, no logs. `main` holds the model; each pushed
 checkpoint is also a branch `step-00001000`.
 
-A training step waits for the hand-over only: hard links, however slow the Hub is (a checkpoint of 1 GB in 9 files: 13 ms,
-at most 24, over 59 hand-overs; 2026-11-24, 2 busy CPU cores).
+A training step waits for the hand-over only: hard links, however slow the Hub is (a checkpoint of 1 GB in 9 files:
+13 ms, at most 24, over 59 hand-overs; 2026-11-24, 2 busy CPU cores).
 """
 
 import os
