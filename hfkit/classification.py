@@ -113,7 +113,7 @@ def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrai
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the parameters outside the body, which the task adds."""
-    inner = model.get_base_model() if hasattr(model, "peft_config") else model
+    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     body = {id(parameter) for parameter in inner.base_model.parameters()}
     return [parameter for parameter in inner.parameters() if id(parameter) not in body and parameter.requires_grad]
 
@@ -128,7 +128,7 @@ def _add_lora(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     heads = [name for name, module in model.named_children() if id(module) not in body]
     targets = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and id(m) in body]
     settings = LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules=targets)
-    adapted = get_peft_model(model, settings)
+    adapted: Any = get_peft_model(model, settings)
     for name in heads:
         adapted.get_base_model().get_submodule(name).requires_grad_(True)
     return adapted
@@ -225,7 +225,8 @@ class ClassificationLoss(LossModule):
 
     def finished_model(self) -> PreTrainedModel:
         """Return the model to save: low-rank updates are added to the weights."""
-        return self.model.merge_and_unload() if hasattr(self.model, "peft_config") else self.model
+        inner: Any = self.model
+        return inner.merge_and_unload() if hasattr(inner, "peft_config") else inner
 
 
 def classification_rows(

@@ -68,8 +68,11 @@ def load_labelled(config: LabelDataConfig) -> Labelled:
         raw["train"], raw["validation"] = _hold_out(raw["train"], config.validation_share)
     given = config.label_names or _declared_names(config)
     names = given or _sorted_names(row.label for row in raw["train"] if row.label is not None)
-    examples = {split: [_number(row, names) for row in rows if row.label is not None] for split, rows in raw.items()}
-    _check_classes(examples["train"], names)
+    examples: dict[str, list[Example]] = {}
+    for split in SPLITS:
+        examples[split] = [_number(row, names) for row in raw[split] if row.label is not None]
+        if split == "train":
+            _check_classes(examples[split], names)
     notes = [f"{len(skipped)} rows could not be read and were skipped, such as {skipped[0]}"] if skipped else []
     for split in SPLITS[1:]:
         seen = {example.label for example in examples["train"]}

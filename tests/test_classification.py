@@ -1,0 +1,260 @@
+"""Classification: exact weighted gradients, scores that batches and processes leave alone, models that reload."""
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from processes import run_in_processes
+from sklearn.metrics import f1_score, matthews_corrcoef
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    pipeline,
+)
+
+from hfkit.classification import (
+    ClassificationLoss,
+    Encoded,
+    build_classifier,
+    classification_rows,
+    classify_texts,
+    compute_class_weights,
+    encode_texts,
+    load_classifier_tokenizer,
+    predict,
+)
+from hfkit.data.batches import Split
+from hfkit.optim import build_optimizer
+from hfkit.settings import BadInput, ClassifierConfig, LabelDataConfig, OptimConfig, TokenizerConfig, TrainConfig
+from hfkit.tokenizer import train_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+
+NAMES = ["bad", "fair", "good"]
+TEXTS = [f"{word} {' and '.join(['word'] * number)}" for number in range(1, 12) for word in ("one",)]  # 11 lengths
+LABELS = [0, 1, 2, 2, 2, 0, 1, 2, 2, 2, 2]
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "num_attention_heads": 2}
+SHAPE = {**SMALL, "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return train_tokenizer(TEXTS, TokenizerConfig(vocab_size=280))
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    return build_classifier(ClassifierConfig(config_overrides=SHAPE), tokenizer, NAMES, seed=3)
+
+
+@pytest.fixture(scope="module")
+def encoded(tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    return encode_texts(tokenizer, TEXTS, length=8, how="windows")
+
+
+def step_gradient(
+    model: PreTrainedModel, encoded: Encoded, weights: np.ndarray, micro: int, world: int
+) -> tuple[float, torch.Tensor]:
+    """Return mean loss and gradient of one step of 6 rows, summed over ranks and micro-batches."""
+    module = ClassificationLoss(model, label_smoothing=0.2).train()
+    module.zero_grad()
+    total = 0.0
+    for rank in range(world):
+        split = Split(6, micro, rank, world)
+        step = classification_rows(encoded, LABELS, weights, split, seed=1, last=None, pad=1)(1)
+        for batch in step.micro_batches:
+            loss, _ = module(**batch)
+            (loss / step.targets).backward()
+            total += loss.item() / step.targets
+    return total, torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+
+
+def test_gradients_do_not_depend_on_the_split(model: PreTrainedModel, encoded: Encoded) -> None:
+    weights = compute_class_weights(ClassifierConfig(class_weights="balanced"), LABELS, NAMES)
+    loss, gradient = step_gradient(model, encoded, weights, micro=6, world=1)
+    for micro, world in ((1, 1), (2, 1), (4, 1), (3, 2), (1, 2), (2, 3)):  # 4 leaves slots of the last pass empty
+        other_loss, other = step_gradient(model, encoded, weights, micro, world)
+        assert other_loss == pytest.approx(loss, abs=1e-6)
+        torch.testing.assert_close(other, gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_loss_is_torchs_weighted_mean(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    whole = encode_texts(tokenizer, TEXTS, length=64, how="head")
+    weights = np.array([3.0, 1.0, 0.5])
+    step = classification_rows(whole, LABELS, weights, Split(11, 11), seed=0, last=None, pad=1)(0)
+    batch = step.micro_batches[0]
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    loss, count = ClassificationLoss(model).eval()(**batch)
+    judged = torch.nn.functional.cross_entropy(logits, batch["targets"], weight=torch.tensor(weights).float())
+    assert count.item() == step.targets == sum(weights[LABELS])
+    assert (loss / step.targets).item() == pytest.approx(judged.item(), abs=1e-6)
+    smooth, _ = ClassificationLoss(model, label_smoothing=0.1).train()(**batch | {"weights": torch.ones(11)})
+    judged = torch.nn.functional.cross_entropy(logits, batch["targets"], label_smoothing=0.1, reduction="sum")
+    assert smooth.item() == pytest.approx(judged.item(), abs=1e-5)
+
+
+def test_windows_of_a_text_weigh_as_much_as_one_text(encoded: Encoded) -> None:
+    step = classification_rows(encoded, LABELS, np.ones(3), Split(len(encoded.rows), 64), seed=0, last=None, pad=1)(0)
+    assert len(encoded.rows) > len(TEXTS)
+    assert step.targets == pytest.approx(len(TEXTS))
+
+
+def test_scores_do_not_depend_on_batches_or_processes(model: PreTrainedModel, encoded: Encoded) -> None:
+    reference = predict(Accelerator(cpu=True), model, encoded, batch_size=1, pad=1)
+    assert reference.shape == (11, 3)
+    np.testing.assert_allclose(reference.sum(1), 1, atol=1e-12)
+    for size in (3, 8):
+        np.testing.assert_allclose(
+            predict(Accelerator(cpu=True), model, encoded, batch_size=size, pad=1), reference, atol=1e-6
+        )
+    for scores in run_in_processes(2, lambda: predict(Accelerator(cpu=True), model, encoded, batch_size=3, pad=1)):
+        np.testing.assert_allclose(scores, reference, atol=1e-6)
+
+
+def test_windows_are_averaged_and_padding_is_not_read(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, encoded: Encoded
+) -> None:
+    scores = predict(Accelerator(cpu=True), model, encoded, batch_size=64, pad=1)
+    ids = tokenizer(TEXTS[-1])["input_ids"]
+    windows = [ids[start : start + 8] for start in range(0, len(ids), 8)]
+    with torch.no_grad():
+        alone = [model.eval()(torch.tensor([window])).logits.softmax(-1)[0] for window in windows]
+    np.testing.assert_allclose(scores[-1], torch.stack(alone).mean(0).numpy(), atol=1e-6)
+
+
+def test_class_weights() -> None:
+    assert compute_class_weights(ClassifierConfig(), LABELS, NAMES).tolist() == [1, 1, 1]
+    balanced = compute_class_weights(ClassifierConfig(class_weights="balanced"), LABELS, NAMES)
+    assert balanced == pytest.approx([11 / 3 / 2, 11 / 3 / 2, 11 / 3 / 7])  # scikit-learn's definition
+    given = ClassifierConfig(class_weights={"good": 1.0, "bad": 2.0, "fair": 3.0})
+    assert compute_class_weights(given, LABELS, NAMES).tolist() == [2, 3, 1]
+    with pytest.raises(BadInput, match=r"must name every class of \['bad', 'fair', 'good'\]; it names \['good'\]"):
+        compute_class_weights(ClassifierConfig(class_weights={"good": 1.0}), LABELS, NAMES)
+
+
+def test_head_has_its_own_learning_rate(model: PreTrainedModel) -> None:
+    module = ClassificationLoss(model, head_learning_rate=0.5)
+    for name in ("adamw", "muon"):
+        groups = build_optimizer(
+            module, OptimConfig(name=name, learning_rate=0.01, muon_learning_rate=0.02)
+        ).param_groups
+        own = [parameter for group in groups if group["peak"] == 0.5 for parameter in group["params"]]
+        assert [id(parameter) for parameter in own] == [id(model.score.weight)]
+        assert sum(len(group["params"]) for group in groups) == len(list(module.parameters()))
+
+
+def test_encoders_get_a_head_and_must_bring_their_body(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 64, "hidden_dropout_prob": 0.0, **SMALL}
+    body = BertForMaskedLM(BertConfig(**sizes))
+    body.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = ClassifierConfig(path=str(tmp_path))
+    model = build_classifier(config, load_classifier_tokenizer(config), NAMES)
+    layer = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(model.get_parameter(layer), body.get_parameter(layer))
+    assert model.config.id2label == dict(enumerate(NAMES)) and model.classifier.weight.shape == (3, 32)
+    state = {name: value for name, value in body.state_dict().items() if name != layer}
+    body.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(BadInput, match=f"lacks weights: {layer}"):
+        build_classifier(config, tokenizer, NAMES)
+
+
+def test_a_causal_model_without_pad_token_is_told_what_to_do(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=270))
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path)
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    config = ClassifierConfig(path=str(tmp_path))
+    with pytest.raises(BadInput, match=r"has no pad token of its own.*--model.pad_token"):
+        load_classifier_tokenizer(config)
+    config = replace(config, pad_token="<|fill|>")
+    own = load_classifier_tokenizer(config)
+    model = build_classifier(config, own, NAMES)
+    assert model.config.pad_token_id == own.pad_token_id == len(own) - 1 == model.config.vocab_size - 1
+
+
+def test_low_rank_updates_train_little_and_are_added_to_the_saved_model(
+    tokenizer: PreTrainedTokenizerBase, encoded: Encoded
+) -> None:
+    model = build_classifier(ClassifierConfig(config_overrides=SHAPE, lora_rank=2), tokenizer, NAMES)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or "score" in name for name in trained) and any("score" in name for name in trained)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    before = predict(Accelerator(cpu=True), model, encoded, batch_size=8, pad=1)
+    merged = ClassificationLoss(model).finished_model()
+    assert type(merged).__name__ == "LlamaForSequenceClassification"
+    after = predict(Accelerator(cpu=True), merged, encoded, batch_size=8, pad=1)
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the recipe on a few rows, with adaptation and unlabelled texts."""
+    folder = tmp_path_factory.mktemp("sentiment")
+    words = {"bad": ("sad", "poor"), "fair": ("plain", "usual"), "good": ("fine", "great")}
+    rows = [{"text": f"a {w} thing number {n}", "label": k} for k, ws in words.items() for w in ws for n in range(6)]
+    rows += [{"text": f"who knows {number}", "label": None} for number in range(5)]
+    for name, part in (("train", rows), ("validation", rows[::3]), ("test", rows[1:36:5])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    recipe: Any = importlib.import_module("sentiment")
+    config = recipe.SentimentConfig(
+        data=LabelDataConfig(**{f"{n}_files": str(folder / f"{n}.jsonl") for n in ("train", "validation", "test")}),
+        tokenizer=TokenizerConfig(vocab_size=280),
+        model=ClassifierConfig(config_overrides=SHAPE, head_learning_rate=5e-3),
+        train=TrainConfig(max_steps=6, global_batch_size=8, eval_every=2, save_every=4, log_every=1),
+        adapt=2,
+        output_dir=folder / "run",
+    )
+    config.output_dir.mkdir()
+    recipe.main(config)
+    return config.output_dir
+
+
+def test_the_best_step_becomes_the_result(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    scores = {line["step"]: line["macro_f1"] for line in lines if "macro_f1" in line}
+    result = json.loads((finished / "result.json").read_text())
+    assert list(scores) == [2, 4, 6]
+    assert result["best_macro_f1"] == max(scores.values()) == scores[result["best_step"]]
+    assert result["adapted"]["steps"] == 2 and result["adapted"]["texts"] == 41
+
+
+def test_plain_transformers_gives_the_scores_of_the_run(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    result = json.loads((finished / "result.json").read_text())
+    classify = pipeline("text-classification", str(finished / "model"), top_k=None, device="cpu")
+    for row, answers in zip(rows, classify([row["text"] for row in rows]), strict=True):
+        assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(row["scores"], abs=1e-6)
+    truth, said = [row["label"] for row in rows], [row["prediction"] for row in rows]
+    assert result["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro"), abs=1e-12)
+    assert result["mcc"] == pytest.approx(matthews_corrcoef(truth, said), abs=1e-12)
+    assert result["examples"] == len(rows) == 7 and result["evaluated_on"] == "test"
+    assert AutoModelForSequenceClassification.from_pretrained(finished / "model").config.label2id == {
+        name: number for number, name in enumerate(NAMES)
+    }
+
+
+def test_texts_are_classified_from_the_saved_folder(finished: Path) -> None:
+    row = json.loads((finished / "predictions.jsonl").read_text().splitlines()[0])
+    answer = classify_texts(finished / "model", [row["text"]])[0]
+    assert answer["prediction"] == row["prediction"]
+    assert answer["scores"] == pytest.approx(row["scores"], abs=1e-6)
+    with pytest.raises(BadInput, match="the text is empty"):
+        classify_texts(finished / "model", [" "])
+    with pytest.raises(BadInput, match=r"no tokenizer|no classifier"):
+        classify_texts(finished / "elsewhere", ["text"])
