@@ -18,17 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from hfkit.data.hooks import identify_hooks
 from hfkit.data.once import build_once
 from hfkit.data.refine import refine
-from hfkit.data.shards import StreamWriter, TokenStream, damaged_file, read_manifest, seal
+from hfkit.data.shards import TokenStream, damaged_file, read_manifest, seal
 from hfkit.data.sources import Source, resolve_evaluation, resolve_sources
-from hfkit.data.texts import read_texts
+from hfkit.data.texts import list_groups, read_table, read_texts, text_sizes
+from hfkit.data.tokens import count_round_trip_failures, write_streams
 from hfkit.files import digest_of
 from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig, TokenizerConfig
-from hfkit.tokenizer import encode_documents, load_tokenizer, report_tokenizer, tokenizer_hash, train_tokenizer
+from hfkit.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 
 TEXT_FORMAT = 1  # raised when the same settings would give other text
-PIECE = 1 << 22  # characters tokenized at once
-REPORT = 1 << 21  # characters of held-out text on which the tokenizer is proved
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def prepare_data(
     hashed = tokenizer_hash(chosen)
     key = digest_of([text_key, hashed])[:16]
     tokens = cache / f"tokens-{key}"
-    worked |= _build(tokens, partial(_build_tokens, text=text, tokenizer=chosen, sources=sources))
+    worked |= _build(tokens, partial(_build_tokens, text=text, tokenizer=chosen, sources=len(sources)))
     return _open(text, tokens, chosen, hashed, key, [source.weight for source in sources], reused=not worked)
 
 
@@ -143,57 +142,27 @@ def _build_tokenizer(folder: Path, text: Path, config: TokenizerConfig, sources:
 def _sample(paths: Sequence[Path], budget: int, progress: Progress) -> Iterator[str]:
     """Yield training texts within a budget of bytes, an equal part from each source, spread evenly over it."""
     for path in paths:
-        size = sum(len(text.encode()) for text, _ in read_texts(path))
+        size = sum(sum(text_sizes(read_table(group))) for group in list_groups(path))
         share = min(1.0, budget / len(paths) / max(1, size))
-        for index, (text, _) in enumerate(read_texts(path)):
+        for index, text in enumerate(read_texts(path)):
             if int((index + 1) * share) > int(index * share):  # every 1/share-th document
                 progress.update(1)
                 yield text
 
 
-def _build_tokens(folder: Path, text: Path, tokenizer: PreTrainedTokenizerBase, sources: list[Source]) -> None:
-    streams: dict[str, dict[str, Any]] = {}
-    names = [f"train-{number}" for number in range(len(sources))]
-    names += [name for name in ("validation", "test") if (text / f"{name}.parquet").exists()]
-    proof: list[str] = []
-    with Progress(None, "tokenize", "document") as progress:
-        for name in names:
-            writer = StreamWriter(folder, name, len(tokenizer))
-            size = 0
-            for texts in _pieces(text / f"{name}.parquet"):
-                writer.write(encode_documents(tokenizer, texts))
-                size += sum(len(text.encode()) for text in texts)
-                progress.update(len(texts))
-                proof = texts if name == "validation" or not proof else proof
-            writer.close()
-            streams[name] = {"documents": writer.documents, "tokens": writer.tokens, "bytes": size}
-    if sources and not any(streams[name]["tokens"] > 1 for name in names if name.startswith("train")):
+def _build_tokens(folder: Path, text: Path, tokenizer: PreTrainedTokenizerBase, sources: int) -> None:
+    train = [text / f"train-{number}.parquet" for number in range(sources)]
+    held_out = [path for name in ("validation", "test") if (path := text / f"{name}.parquet").exists()]
+    streams = write_streams(folder, [*train, *held_out], tokenizer)
+    if sources and not any(streams[path.stem]["tokens"] > 1 for path in train):
         raise BadInput("the training text is empty after tokenization")
-    report = report_tokenizer(tokenizer, _within(proof, REPORT))
+    proved_on = streams[(held_out or train)[0].stem]
+    report = {
+        "vocab_size": len(tokenizer),
+        "bytes_per_token": proved_on["bytes_per_token"],
+        "round_trip_failures": count_round_trip_failures(folder, [*held_out, *train], tokenizer),
+    }
     seal(folder, {"vocab_size": len(tokenizer), "streams": streams, "tokenizer": report})
-
-
-def _pieces(path: Path) -> Iterator[list[str]]:
-    piece: list[str] = []
-    size = 0
-    for text, _ in read_texts(path):
-        piece.append(text)
-        size += len(text)
-        if size >= PIECE:
-            yield piece
-            piece, size = [], 0
-    yield piece
-
-
-def _within(texts: list[str], budget: int) -> list[str]:
-    """Return the first texts of ``budget`` characters together, at least one, cut to the budget."""
-    chosen: list[str] = []
-    for text in texts:
-        if budget <= 0:
-            break
-        chosen.append(text[:budget])
-        budget -= len(text)
-    return chosen
 
 
 def _open(

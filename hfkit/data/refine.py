@@ -6,22 +6,20 @@ those by sorting; write what stays as Parquet. Evaluation text is never changed.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from hfkit.data.account import EXCERPT, Account
-from hfkit.data.contamination import find_overlaps, passage_hashes
-from hfkit.data.dedup import exact_hash, find_exact_duplicates, find_near_duplicates, signatures
+from hfkit.data.dedup import exact_hash, signatures
 from hfkit.data.documents import Document
 from hfkit.data.holdout import Holdout, build_holdout
 from hfkit.data.hooks import Hook, load_hooks
 from hfkit.data.sources import Source
-from hfkit.data.texts import TextWriter, read_texts
+from hfkit.data.texts import TextWriter
+from hfkit.data.winnow import draft_path, write_kept
+from hfkit.data.words import prepare_tables
 from hfkit.data.workers import map_in_order
 from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig
@@ -41,6 +39,7 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
         BadInput: if a document cannot be read, or no training text is left.
     """
     account = Account(sources={source.name: Counter() for source in sources})
+    prepare_tables()
     for name, source in evaluation.items():
         with TextWriter(folder / f"{name}.parquet") as writer:
             for document in source.documents():
@@ -50,7 +49,7 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
     for number, source in enumerate(sources):
         refiner.clean_source(number, source)
     refiner.close()
-    write_kept(folder, config, sources, account)
+    write_kept(folder, config, [source.name for source in sources], account)
     if sources and not any(counts["documents"] for counts in account.sources.values()):
         why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or "none was read"
         raise BadInput(f"no training text is left of {account.read} documents ({why})")
@@ -58,30 +57,33 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
     return account.facts()
 
 
-@dataclass(frozen=True)
-class Cleaned:
+class Cleaned(NamedTuple):
     """What a worker found out about a document."""
 
-    text: str | None
+    dropped: bool
     rules: list[str]
+    """Those that acted; the last one is the reason where the document is dropped."""
+    changed: str | None
+    """The text where it is another than before, so that only those travel back."""
     hash: bytes
     signature: bytes
 
 
-def clean_documents(texts: list[str], config: DataConfig) -> list[Cleaned]:
-    """Clean texts, and hash what is left (in a worker process)."""
+def clean_documents(documents: Sequence[Document], config: DataConfig) -> list[Cleaned]:
+    """Clean documents, and hash what is left (in a worker process)."""
     hooks = list(zip(config.hooks, load_hooks(config.hooks), strict=True))
-    cleaned = [_clean_one(text, config, hooks) for text in texts]
+    cleaned = [_clean_one(document.text, config, hooks) for document in documents]
     kept = [text for text, _ in cleaned if text is not None]
-    rows = iter(signatures(kept, config.dedup)) if config.dedup.near else None
+    rows = iter(signatures(kept, config.dedup) if config.dedup.near else [])
     return [
         Cleaned(
-            text,
+            text is None,
             rules,
+            text if text != document.text else None,
             exact_hash(text) if text is not None and config.dedup.exact else b"",
-            next(rows).tobytes() if text is not None and rows is not None else b"",
+            next(rows).tobytes() if text is not None and config.dedup.near else b"",
         )
-        for text, rules in cleaned
+        for document, (text, rules) in zip(documents, cleaned, strict=True)
     ]
 
 
@@ -119,16 +121,18 @@ class Refiner:
 
     def clean_source(self, number: int, source: Source) -> None:
         """Write draft-<number>.parquet: the source's cleaned training documents, duplicates and all."""
-        with TextWriter(self.folder / f"draft-{number}.parquet") as writer:
-            for piece, cleaned in map_in_order(partial(_clean_piece, config=self.config), self._pieces(source)):
-                for document, result in zip(piece, cleaned, strict=True):
-                    if result.text is None:
+        work = map_in_order(partial(clean_documents, config=self.config), self._pieces(source))
+        with TextWriter(draft_path(self.folder, number), passing=True) as writer:
+            for piece, results in work:
+                for document, result in zip(piece, results, strict=True):
+                    if result.dropped:
                         self.account.remove(result.rules[-1], source.name, document.where, document.text)
                         continue
+                    text = document.text if result.changed is None else result.changed
                     for rule in result.rules:
                         self.account.changed[rule] += 1
-                        self.account.sample(rule, document.where, document.text, cleaned=result.text[:EXCERPT])
-                    writer.write(result.text, document.where)
+                        self.account.sample(rule, document.where, document.text, cleaned=text[:EXCERPT])
+                    writer.write(text, document.where)
                     self.hashes.write(result.hash)
                     self.signatures.write(result.signature)
 
@@ -156,80 +160,3 @@ class Refiner:
         self.account.removed["unreadable"] += 1
         self.account.read += 1
         self.account.sample("unreadable", problem, "")
-
-
-def _clean_piece(piece: list[Document], config: DataConfig) -> tuple[list[Document], list[Cleaned]]:
-    return piece, clean_documents([document.text for document in piece], config)
-
-
-def write_kept(folder: Path, config: DataConfig, sources: list[Source], account: Account) -> None:
-    """The second and third pass: find duplicates and overlaps, write what stays as train-<n>.parquet."""
-    cluster, kind = _find_duplicates(folder, config)
-    heads = set(np.unique(cluster[cluster != np.arange(len(cluster))]).tolist())
-    passages = _evaluation_passages(folder, config)
-    index = 0
-    with Progress(len(cluster) or None, "deduplicate", "document") as progress:
-        for number, source in enumerate(sources):
-            draft = folder / f"draft-{number}.parquet"
-            with TextWriter(folder / f"train-{number}.parquet") as writer:
-                check = partial(_overlaps, passages=passages)
-                for piece, overlaps in map_in_order(check, _grouped(read_texts(draft))):
-                    for (text, where), overlap in zip(piece, overlaps, strict=True):
-                        progress.update(1)
-                        if len(cluster) and cluster[index] != index:
-                            account.remove(kind[index], source.name, where, text)
-                            account.add_to_cluster(int(cluster[index]), where, text)
-                        elif overlap is not None:
-                            account.remove("contaminated", source.name, where, text, passage=overlap)
-                        else:
-                            if index in heads:
-                                account.begin_cluster(index, where, text)
-                            writer.write(text, where)
-                            account.keep(source.name, len(text.encode()))
-                        index += 1
-            draft.unlink()
-
-
-def _find_duplicates(folder: Path, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Return, per cleaned document, the first of its cluster, and the rule by which it is a duplicate."""
-    hashes, signatures = folder / "hashes.bin", folder / "signatures.bin"
-    exact = near = np.empty(0, dtype=np.int64)
-    if hashes.stat().st_size:
-        exact = find_exact_duplicates(np.fromfile(hashes, dtype=np.uint8).reshape(-1, 16))
-    if signatures.stat().st_size:
-        shape = (-1, config.dedup.permutations)
-        near = find_near_duplicates(np.memmap(signatures, dtype=np.uint32, mode="r").reshape(shape), config.dedup)
-    hashes.unlink()
-    signatures.unlink()
-    first = exact if len(exact) else np.arange(len(near))
-    cluster = np.where(first != np.arange(len(first)), first, near) if len(near) else first
-    kind = np.where(first != np.arange(len(first)), "exact_duplicates", "near_duplicates")
-    return cluster, kind
-
-
-def _evaluation_passages(folder: Path, config: DataConfig) -> np.ndarray | None:
-    """Return the hashes of every passage of the evaluation text, or None where nothing is to be compared."""
-    if not config.decontaminate or config.split_by == "characters":  # the two ends of one text share their phrases
-        return None
-    paths = [path for name in ("validation", "test") if (path := folder / f"{name}.parquet").exists()]
-    return passage_hashes(text for path in paths for text, _ in read_texts(path))
-
-
-def _grouped(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    group: list[tuple[str, str]] = []
-    size = 0
-    for text, where in texts:
-        group.append((text, where))
-        size += len(text)
-        if size >= PIECE:
-            yield group
-            group, size = [], 0
-    yield group
-
-
-def _overlaps(
-    piece: list[tuple[str, str]], passages: np.ndarray | None
-) -> tuple[list[tuple[str, str]], list[str | None]]:
-    if passages is None or not len(passages):
-        return piece, [None] * len(piece)
-    return piece, find_overlaps([text for text, _ in piece], passages)

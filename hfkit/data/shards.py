@@ -41,13 +41,16 @@ class StreamWriter:
     def write(self, documents: Iterable[list[int]]) -> None:
         """Append documents: lists of ids, EOS included."""
         lists = list(documents)
-        lengths = np.array([len(ids) for ids in lists], dtype=np.int64)
         ids = np.array([token for ids in lists for token in ids], dtype=np.int64)
+        self.append(ids, np.array([len(ids) for ids in lists], dtype=np.int64))
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents: their ids in a row, EOS included, and the number of ids of each."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:  # a cast would wrap around silently
             raise BadInput(f"the tokenizer gave id {ids.max()}, beyond its {self.vocab_size} tokens")
         self.file.write(ids.astype(token_dtype(self.vocab_size)).tobytes())
         self.starts.write((self.tokens + np.cumsum(lengths)).astype("<i8").tobytes())
-        self.documents += len(lists)
+        self.documents += len(lengths)
         self.tokens += int(lengths.sum())
 
     def close(self) -> None:

@@ -1,0 +1,86 @@
+"""Text files → token streams, by several processes; how well the tokenizer serves each of them."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from hfkit.data.shards import StreamWriter, TokenStream, token_dtype
+from hfkit.data.texts import Group, list_groups, read_group, read_texts
+from hfkit.data.workers import map_in_order
+from hfkit.encoder import Encoder, FastPathDiffers
+from hfkit.progress import Progress
+
+PROOF = 1 << 19  # UTF-8 bytes of held-out text, at least, that are decoded again and compared
+
+
+class Encoded(NamedTuple):
+    """The tokens of a row group of texts."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+    """Tokens of each document."""
+    bytes: int
+    """UTF-8 bytes of the texts."""
+
+
+def write_streams(folder: Path, texts: Sequence[Path], tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
+    """Write a token stream for each file of texts, under its name; return what each holds.
+
+    Returns:
+        Stream → ``documents``, ``tokens``, ``bytes`` (UTF-8, of the text) and ``bytes_per_token`` (EOS and BOS aside).
+    """
+    try:
+        return _write_streams(folder, texts, Encoder(tokenizer))
+    except FastPathDiffers:
+        return _write_streams(folder, texts, Encoder(tokenizer, fast=False))
+
+
+def _write_streams(folder: Path, texts: Sequence[Path], encoder: Encoder) -> dict[str, dict[str, Any]]:
+    writers = {path: StreamWriter(folder, path.stem, len(encoder.tokenizer)) for path in texts}
+    sizes = dict.fromkeys(texts, 0)
+    groups = [group for path in texts for group in list_groups(path)]
+    with Progress(None, "tokenize", "document") as progress:
+        for (path, _), piece in map_in_order(partial(_encode_group, encoder=encoder), groups):
+            writers[path].append(piece.ids, piece.lengths)
+            sizes[path] += piece.bytes
+            progress.update(len(piece.lengths))
+    for writer in writers.values():
+        writer.close()
+    added = 1 + len(encoder.prefix)  # tokens of each document that stand for none of its text
+    return {
+        path.stem: {
+            "documents": writer.documents,
+            "tokens": writer.tokens,
+            "bytes": sizes[path],
+            "bytes_per_token": round(sizes[path] / max(1, writer.tokens - added * writer.documents), 4),
+        }
+        for path, writer in writers.items()
+    }
+
+
+def _encode_group(group: Group, encoder: Encoder) -> Encoded:
+    texts = read_group(group)
+    ids, lengths = encoder.encode(texts)
+    fits = len(ids) and ids.max() < len(encoder.tokenizer)  # if not, the writer says so
+    small = ids.astype(token_dtype(len(encoder.tokenizer))) if fits else ids
+    return Encoded(small, lengths, sum(len(text.encode()) for text in texts))
+
+
+def count_round_trip_failures(
+    folder: Path, texts: Sequence[Path], tokenizer: PreTrainedTokenizerBase, proof: int = PROOF
+) -> int:
+    """Return how many documents do not come back exactly from their stream: the first ones, ``proof`` bytes of them."""
+    added = len(Encoder(tokenizer, fast=False).prefix)
+    failures = 0
+    for path in texts:
+        stream = TokenStream(folder, path.stem, len(tokenizer))
+        for index, text in enumerate(read_texts(path)):
+            if proof <= 0:
+                return failures
+            proof -= len(text.encode())
+            failures += tokenizer.decode(stream.document(index)[added:-1].tolist()) != text
+    return failures
