@@ -127,7 +127,6 @@ def _generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            use_cache=True,
             tokenizer=tokenizer if settings.stop else None,
             streamer=streamer,
         )
@@ -148,6 +147,7 @@ def decoding(model: PreTrainedModel, settings: GenerationSettings) -> Generation
     own = model.generation_config
     sampling = settings.temperature > 0
     return GenerationConfig(
+        use_cache=True,  # off in the configuration of a model in training
         bos_token_id=own.bos_token_id,
         eos_token_id=own.eos_token_id,
         suppress_tokens=own.suppress_tokens,

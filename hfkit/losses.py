@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hfkit.adapters import merge_adapter
 from hfkit.data.shards import IGNORE_INDEX
 from hfkit.model import isolation_mask
 
@@ -98,16 +99,18 @@ class LossModule(nn.Module):
         self.model.tie_weights()
 
     def finished_model(self) -> PreTrainedModel:
-        """Return the model to save."""
-        return self.model
+        """Return the model to save: without what only training needs."""
+        return merge_adapter(self.model)
 
 
 class CausalLMLoss(LossModule):
     """Next-token loss of a causal model on packed or padded rows, without ever holding all logits."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
+        """Spread ``label_smoothing`` of each target's probability over the vocabulary, in training only."""
         super().__init__(model)
         self.plain_head = has_plain_head(model)
+        self.label_smoothing = label_smoothing
 
     def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (summed loss in nats, number of targets).
@@ -122,14 +125,19 @@ class CausalLMLoss(LossModule):
         if position_ids is not None:
             mask = isolation_mask(position_ids, self.model.config._attn_implementation)
             inputs |= {"position_ids": position_ids, "attention_mask": mask}
-        if self.plain_head:
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.plain_head and not smoothing:
             hidden = self.model.base_model(**inputs).last_hidden_state  # (rows, T, width)
             weight = self.model.get_output_embeddings().weight
             loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), self.upstream)
         else:
             logits = self.model(**inputs).logits.float()  # (rows, T, vocabulary)
             loss = nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+                logits.flatten(0, 1),
+                targets.flatten(),
+                ignore_index=IGNORE_INDEX,
+                reduction="sum",
+                label_smoothing=smoothing,
             )
         return loss, (targets != IGNORE_INDEX).sum()
 

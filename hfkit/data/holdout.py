@@ -21,12 +21,23 @@ def build_holdout(config: DataConfig, sources: list[Source]) -> Holdout:
     few = [content_share(document.text) for document in islice(_readable(sources), ceil(20 / share))]
     if len(few) == 1:  # one document cannot be on both sides
         return _hold_out_end(sum(len(document.text) for document in _readable(sources)), share)
-    border = sorted(few)[max(1, round(share * len(few))) - 1] if 0 < len(few) < ceil(20 / share) else share
+    border = find_border(few, share)
 
     def by_hash(document: Document) -> Iterable[tuple[str, bool]]:
         return [(document.text, content_share(document.text) <= border)]
 
     return by_hash
+
+
+def find_border(shares: list[float], share: float) -> float:
+    """Return the content share up to which a document is held out.
+
+    Args:
+        shares: `content_share` of the documents, or of the first of many.
+        share: The share of them to hold out, above 0.
+    """
+    few = 0 < len(shares) < ceil(20 / share)
+    return sorted(shares)[max(1, round(share * len(shares))) - 1] if few else share
 
 
 def _readable(sources: list[Source]) -> Iterator[Document]:
