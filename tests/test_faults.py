@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,9 @@ from test_checkpoint import limit_file_size
 
 import hfkit.checkpoint
 import hfkit.data.prepare
+from hfkit.data.workers import map_in_order
+from hfkit.launch import Stopper
+from hfkit.loop import Preempted
 from runs import (
     ROOT,
     Ended,
@@ -272,3 +276,43 @@ def test_a_launcher_that_dies_leaves_no_orphan(settings: Words, tmp_path: Path) 
     assert not alive
     ended = Ended(0, "", "", output_dir)
     assert ended.status["state"] == "preempted" and ended.status["exit_code"] == 75
+
+
+def test_workers_end_with_the_run_that_forked_them(tmp_path: Path) -> None:
+    """A worker holds a copy of every open file: one that outlived a killed run would keep its folder locked."""
+    lock = tmp_path / "lock"
+    if (pid := os.fork()) == 0:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            list(map_in_order(time.sleep, [30.0] * 4, workers=2))
+        os._exit(0)
+    wait_for(lambda: len(psutil.Process(pid).children()) == 2, "the workers")
+    workers = psutil.Process(pid).children()
+    time.sleep(0.2)  # until each has begun its piece
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_signal_to_all_processes_of_a_run_stops_it_once(tmp_path: Path) -> None:
+    """A terminal's Ctrl-C reaches the workers, too; they leave the answer to the run."""
+    report = tmp_path / "report"
+    if (pid := os.fork()) == 0:
+        os.setsid()
+        os.dup2(os.open(tmp_path / "stderr", os.O_CREAT | os.O_WRONLY), 2)
+        stopper = Stopper()
+        stopper.install()
+        try:
+            list(map_in_order(time.sleep, [1.0] * 4, workers=2))
+        except Preempted as stopped:
+            report.write_text(str(stopped))
+        os._exit(0)
+    wait_for(lambda: len(psutil.Process(pid).children()) == 2, "the workers")
+    time.sleep(0.2)
+    os.killpg(pid, signal.SIGINT)
+    os.waitpid(pid, 0)
+    assert report.read_text() == "stopped by SIGINT before the first step"
+    assert (tmp_path / "stderr").read_text() == ""
