@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hfkit.data.workers import num_workers
 from hfkit.loop import Diverged, Preempted
+from hfkit.remote import HubError
 from hfkit.settings import BadInput, TrainConfig
 from hfkit.status import BAD_INPUT, DIVERGED, DONE, FAILED, PREEMPTED, PUSH_FAILED, Status, is_main_process
 
@@ -90,7 +91,7 @@ def launch(main: Callable[[Any], None], config: Any) -> None:
         code, message = PREEMPTED, str(error)
         if is_main_process():
             print(f"{message}; run the same command again to go on", file=sys.stderr)
-    except PushFailed as error:
+    except (PushFailed, HubError) as error:
         code, message = PUSH_FAILED, str(error)
         print(f"error: {message}", file=sys.stderr)
     except KeyboardInterrupt:

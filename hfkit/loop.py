@@ -191,6 +191,7 @@ class Rhythm:
     log_every: int = 10
     eval_every: int = 0
     save_every: int = 0
+    push_every: int = 0
     sample_every: int = 0
     max_skipped_steps: int = 0
 
@@ -254,7 +255,8 @@ class Loop:
 
     def _must_read(self, done: int) -> bool:
         rhythm = self.rhythm
-        return any(rhythm.due(every, done) for every in (rhythm.log_every, rhythm.eval_every, rhythm.save_every))
+        times = (rhythm.log_every, rhythm.eval_every, rhythm.save_every, rhythm.push_every, rhythm.sample_every)
+        return any(rhythm.due(every, done) for every in times)
 
     def _overflowed(self) -> bool:
         """Whether the GradScaler skipped this update; an fp16 step is retried until its scale fits."""
@@ -304,7 +306,7 @@ class Loop:
         if self.rhythm.due(self.rhythm.eval_every, done):
             self.hooks.evaluate(done)
             self.model.train()
-        if stop or self.rhythm.due(self.rhythm.save_every, done):
+        if stop or self.rhythm.due(self.rhythm.save_every, done) or self.rhythm.due(self.rhythm.push_every, done):
             self.hooks.save(done)
         if stop and done < self.rhythm.max_steps:
             raise Preempted(f"stopped after step {done}")

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hfkit.remote import resolve_model
 from hfkit.settings import BadInput, ModelConfig
 
 
@@ -132,10 +133,10 @@ def build_causal_lm(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, see
 
 def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
     """Load a causal model in fp32; a weight that the folder lacks is an error, not a fresh random one."""
+    folder = resolve_model(str(config.path), config.revision)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(config.path),
-            revision=config.revision,
+            folder,
             dtype=torch.float32,
             attn_implementation=config.attention,
             trust_remote_code=config.trust_remote_code,

@@ -10,6 +10,7 @@ from hfkit.checkpoint import find_checkpoint, read_checkpoint
 from hfkit.data.batches import Plan
 from hfkit.files import recover_folder
 from hfkit.hub import download_checkpoint
+from hfkit.remote import HubError
 from hfkit.settings import BadInput, OptimConfig
 
 Found = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its manifest
@@ -57,7 +58,10 @@ def choose_checkpoint(config: Any, output_dir: Path) -> Found | None:
         if found := find_checkpoint(checkpoints):
             return found
         checkpoints.mkdir(parents=True, exist_ok=True)
-        folder = download_checkpoint(config.hub, checkpoints)
+        try:
+            folder = download_checkpoint(config.hub, checkpoints)
+        except HubError as error:
+            raise BadInput(f"resume: {error}") from error
         return folder, read_checkpoint(folder)
     try:
         return Path(resume), read_checkpoint(Path(resume))

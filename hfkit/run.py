@@ -225,11 +225,12 @@ class Run:
         config = self.train_config
         rhythm = Rhythm(
             self.plan.max_steps,
-            config.log_every,
-            config.eval_every,
-            config.save_every,
-            config.sample_every,
-            config.max_skipped_steps,
+            log_every=config.log_every,
+            eval_every=config.eval_every,
+            save_every=config.save_every,
+            push_every=(self.hub.push_every or 0) if self.hub.repo_id else 0,
+            sample_every=config.sample_every,
+            max_skipped_steps=config.max_skipped_steps,
         )
         self.throughput = Throughput(self.progress.seconds, self.progress.logged_at)
         hooks = Hooks(

@@ -63,12 +63,14 @@ from hfkit.generation import continue_prompts
 from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
+from hfkit.remote import resolve_model
 from hfkit.run import Facts, Run
 
 
 def main(config: PretrainConfig) -> None:
     """Run the whole story, on every process that was launched."""
-    data = prepare_data(config.data, config.tokenizer, config.model.path)
+    base = resolve_model(config.model.path, config.model.revision) if config.model.path else None
+    data = prepare_data(config.data, config.tokenizer, tokenizer_path=base)
     run = Run(config, Facts.of(data))
     length = config.data.sequence_length
 

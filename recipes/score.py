@@ -53,12 +53,14 @@ from hfkit.files import write_json
 from hfkit.launch import build_accelerator, launch
 from hfkit.losses import CausalLMLoss
 from hfkit.model import find_length, load_causal_lm, set_length
+from hfkit.remote import resolve_model
 from hfkit.status import describe
 
 
 def main(config: ScoreConfig) -> None:
     """Load the model, tokenize the text, sum the losses of every window."""
-    data = prepare_data(config.data, TokenizerConfig(path=config.model.path), only_evaluation=True)
+    folder = resolve_model(str(config.model.path), config.model.revision)
+    data = prepare_data(config.data, TokenizerConfig(path=str(folder)), only_evaluation=True)
     split = "test" if data.test else "validation"
     stream = data.test or data.validation
     if stream is None:

@@ -17,7 +17,7 @@ LAYERS = [
     {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"},
     {
         *("data.account", "data.catalog", "data.documents", "data.holdout", "data.hooks", "data.listing", "data.pairs"),
-        *("data.refine", "data.texts", "data.words", "data.workers"),
+        *("data.refine", "data.texts", "data.winnow", "data.words", "data.workers"),
         *("data.readers", "data.sources", "data.corpus", "data.dedup", "data.contamination", "data.once"),
         *("data.prepare", "data.shards", "data.tokens", "data.order", "data.batches", "data.builtin", "data.labels"),
         *("data.builtin_sentiment", "data.builtin_translation", "data.builtin_chat", "data.conversations"),
@@ -33,12 +33,12 @@ LAYERS = [
             "audit_page",
             "passport",
             "progress",
-            "markdown",
+            "markdown", "remote",
         ),
     },
     {"adapters", "model", "losses", "metrics"},
     {"checkpoint", "loop", "generation", "replies", "evaluation", "export", "classification", "translation"},
-    {"launch", "run", "adaptation", "hub", "card", "plan", "resume", "remote", "publisher", "dataset_card"},
+    {"launch", "run", "adaptation", "hub", "card", "plan", "resume", "publisher", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 TORCH_FREE = {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"}

@@ -58,7 +58,7 @@ def cache_folder(config: DataConfig) -> Path:
 
 
 def prepare_data(
-    config: DataConfig, tokenizer: TokenizerConfig, tokenizer_path: str | None = None, only_evaluation: bool = False
+    config: DataConfig, tokenizer: TokenizerConfig, tokenizer_path: str | Path | None = None, only_evaluation: bool = False
 ) -> Prepared:
     """Prepare text and tokens, or open what was prepared before.
 
