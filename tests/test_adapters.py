@@ -1,0 +1,76 @@
+"""LoRA: only the added matrices train; saved, loaded by peft and merged they say the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from hfkit.adapters import attach_adapter, has_adapter, merge_adapter, save_adapter
+from hfkit.losses import CausalLMLoss
+from hfkit.settings import AdapterConfig, BadInput
+
+peft = pytest.importorskip("peft")
+IDS = torch.arange(20).reshape(2, 10)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    shape = LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    LlamaForCausalLM(shape).save_pretrained(tmp_path / "base")
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+
+
+def train_a_little(model: LlamaForCausalLM) -> None:
+    module = CausalLMLoss(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(3):
+        loss, _ = module(IDS, IDS.roll(-1, 1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_training_leaves_the_base_weights_and_starts_from_its_logits(base) -> None:  # type: ignore[no-untyped-def]
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    logits = base(IDS).logits
+    attach_adapter(base, AdapterConfig(rank=4))
+    assert torch.equal(base(IDS).logits, logits)
+    trained = [name for name, parameter in base.named_parameters() if parameter.requires_grad]
+    assert trained and all("lora_" in name for name in trained) and not any("lm_head" in name for name in trained)
+    train_a_little(base)
+    assert not torch.allclose(base(IDS).logits, logits, atol=1e-2)
+    after = {name.replace(".base_layer", ""): value for name, value in base.state_dict().items() if "lora_" not in name}
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_merged_and_reloaded_adapters_give_the_adapters_logits(base, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    attach_adapter(base, AdapterConfig(rank=4, alpha=6))
+    train_a_little(base)
+    expected = base.eval()(IDS).logits
+    save_adapter(base, tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["lora_alpha"] == 6
+
+    merged = merge_adapter(base)
+    assert has_adapter(base) and not has_adapter(merged)
+    assert (merged(IDS).logits - expected).abs().max() < 1e-5
+    assert torch.equal(base(IDS).logits, expected)  # the copy was merged, not the model
+    merged.save_pretrained(tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(plain) is LlamaForCausalLM and (plain(IDS).logits - expected).abs().max() < 1e-5
+
+    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    loaded = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    assert (loaded(IDS).logits - expected).abs().max() < 1e-6
+
+
+def test_no_adapter_changes_nothing(base) -> None:  # type: ignore[no-untyped-def]
+    attach_adapter(base, AdapterConfig())
+    assert merge_adapter(base) is base and all(parameter.requires_grad for parameter in base.parameters())
+
+
+def test_names_that_match_no_layer_are_refused(base) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadInput, match="target_modules"):
+        attach_adapter(base, AdapterConfig(rank=2, target_modules=["nothing"]))
