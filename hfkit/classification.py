@@ -16,16 +16,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from hfkit.adapters import attach_adapter
 from hfkit.data.batches import Batch, Reader, Split, Step
 from hfkit.data.order import EMPTY, share_of_rank, shuffle
 from hfkit.loop import to_device
 from hfkit.losses import LossModule
 from hfkit.metrics import score_classification
 from hfkit.model import add_dropout, build_config, find_length, scale_residual_projections
-from hfkit.settings import BadInput, ClassifierConfig
-from hfkit.tokenizer import open_tokenizer
-
-LORA_SCALE = 2  # update = scale / rank · B A with scale = 2 · rank (Hu et al., 2021, arXiv:2106.09685, section 4.1)
+from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig
+from hfkit.tokenizer import open_tokenizer, special_around
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,9 @@ def build_classifier(
         model.resize_token_embeddings(len(tokenizer))
     if config.dropout:
         add_dropout(model, config.dropout)
-    return _add_lora(model, config.lora_rank) if config.lora_rank else model
+    if config.lora_rank:
+        _add_lora(model, config.lora_rank)
+    return model
 
 
 def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrainedModel:
@@ -113,25 +114,17 @@ def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrai
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     """Return the parameters outside the body, which the task adds."""
-    inner: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
-    body = {id(parameter) for parameter in inner.base_model.parameters()}
-    return [parameter for parameter in inner.parameters() if id(parameter) not in body and parameter.requires_grad]
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in body]
 
 
-def _add_lora(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+def _add_lora(model: PreTrainedModel, rank: int) -> None:
     """Freeze the body and add low-rank updates to its matrices; the head stays trainable."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise BadInput("model.lora_rank needs peft: pip install 'hfkit[peft]'") from None
-    body = {id(module) for module in model.base_model.modules()}
-    heads = [name for name, module in model.named_children() if id(module) not in body]
-    targets = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and id(m) in body]
-    settings = LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank, target_modules=targets)
-    adapted: Any = get_peft_model(model, settings)
-    for name in heads:
-        adapted.get_base_model().get_submodule(name).requires_grad_(True)
-    return adapted
+    head, body = head_parameters(model), {id(module) for module in model.base_model.modules()}
+    matrices = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and id(m) in body]
+    attach_adapter(model, AdapterConfig(rank=rank, target_modules=matrices))
+    for parameter in head:
+        parameter.requires_grad_(True)
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, how: str) -> Encoded:
@@ -141,7 +134,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengt
         length: Tokens of a row at most, special tokens included.
         how: What becomes of longer texts: head, head_tail or windows.
     """
-    before, after = _special_around(tokenizer)
+    before, after = special_around(tokenizer)
     room = length - len(before) - len(after)
     rows, owner, long = [], [], 0
     for number, ids in enumerate(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]):
@@ -167,15 +160,6 @@ def cut_ids(ids: list[int], room: int, how: str) -> list[list[int]]:
         return [ids[start : start + room] for start in range(0, len(ids), room)]
     head = room if how == "head" else room // 4
     return [ids[:head] + ids[len(ids) - (room - head) :]] if head < room else [ids[:room]]
-
-
-def _special_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that the tokenizer puts before and after a text."""
-    plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    for start in range(len(full) - len(plain) + 1):
-        if full[start : start + len(plain)] == plain:
-            return full[:start], full[start + len(plain) :]
-    raise BadInput("the tokenizer gives a text other tokens when it adds its special ones; it cannot be used here")
 
 
 def compute_class_weights(config: ClassifierConfig, labels: Sequence[int], label_names: Sequence[str]) -> np.ndarray:
@@ -222,11 +206,6 @@ class ClassificationLoss(LossModule):
             logits, targets, reduction="none", label_smoothing=self.label_smoothing if self.training else 0.0
         )
         return (losses * weights).sum(), weights.double().sum()
-
-    def finished_model(self) -> PreTrainedModel:
-        """Return the model to save: low-rank updates are added to the weights."""
-        inner: Any = self.model
-        return inner.merge_and_unload() if hasattr(inner, "peft_config") else inner
 
 
 def classification_rows(

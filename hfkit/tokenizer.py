@@ -8,8 +8,9 @@ contains the name of a special token is encoded as ordinary text: data cannot in
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfkit.files import digest_of
@@ -152,6 +153,23 @@ def encode_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return ``[bos]`` where the tokenizer begins every text with it, else nothing."""
     ids = tokenizer("a")["input_ids"]
     return [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
+def add_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a plain call of a tokenizer trained here end every text with EOS, as encoder–decoders expect."""
+    backend: Any = getattr(tokenizer, "_tokenizer", None)
+    if not special_around(tokenizer)[1]:
+        eos = (tokenizer.eos_token, tokenizer.eos_token_id)
+        backend.post_processor = processors.TemplateProcessing(single=f"$A {eos[0]}", special_tokens=[eos])
+
+
+def special_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and after every text."""
+    plain, full = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
+    for start in range(len(full) - len(plain) + 1):
+        if full[start : start + len(plain)] == plain:
+            return full[:start], full[start + len(plain) :]
+    raise BadInput("the tokenizer gives a text other tokens when it adds its special ones; it cannot be used here")
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -19,8 +19,9 @@ LAYERS = [
         *("data.account", "data.catalog", "data.documents", "data.holdout", "data.hooks", "data.listing", "data.pairs"),
         *("data.refine", "data.texts", "data.winnow", "data.words", "data.workers"),
         *("data.readers", "data.sources", "data.corpus", "data.dedup", "data.contamination", "data.once"),
-        *("data.prepare", "data.shards", "data.tokens", "data.order", "data.batches", "data.builtin", "data.labels"),
+        *("data.prepare", "data.shards", "data.tokens", "data.order", "data.batches", "data.builtin"),
         *("data.builtin_sentiment", "data.builtin_translation", "data.builtin_chat", "data.conversations"),
+        *("data.labels", "data.pair_batches"),
         *(
             "tokenizer",
             "encoder",
@@ -37,7 +38,8 @@ LAYERS = [
         ),
     },
     {"adapters", "model", "losses", "metrics"},
-    {"checkpoint", "loop", "generation", "replies", "evaluation", "export", "classification", "translation"},
+    {"checkpoint", "loop", "generation", "replies", "evaluation", "export"}
+    | {"classification", "translation", "decoding"},
     {"launch", "run", "adaptation", "hub", "card", "plan", "resume", "publisher", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}

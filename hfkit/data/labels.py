@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from hfkit.data.builtin_sentiment import builtin_sentiment
 from hfkit.data.catalog import Name, load_named
-from hfkit.data.holdout import content_share
+from hfkit.data.holdout import content_share, find_border
 from hfkit.data.readers import OnBad, Row, report, text_of
 from hfkit.data.sources import read_table
 from hfkit.settings import BadInput, LabelDataConfig
@@ -133,10 +133,10 @@ def _spell(row: Row, column: str) -> str | None:
 def _hold_out(rows: list[Raw], share: float) -> tuple[list[Raw], list[Raw]]:
     """Return (training, validation) rows: the smallest hashes of content are held out, equal texts together."""
     hashes = [content_share(row.text) for row in rows]
-    labelled = sorted(value for value, row in zip(hashes, rows, strict=True) if row.label is not None)
+    labelled = [value for value, row in zip(hashes, rows, strict=True) if row.label is not None]
     if not share or len(labelled) < 2:
         return rows, []
-    border = labelled[max(1, round(share * len(labelled))) - 1]
+    border = find_border(labelled, share)
     kept = [row for value, row in zip(hashes, rows, strict=True) if value > border]
     return kept, [row for value, row in zip(hashes, rows, strict=True) if value <= border]
 

@@ -1,12 +1,19 @@
 """Translation pairs: reading them, cleaning the training part, and batches by token budget."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from hfkit.data.builtin_translation import builtin_translation
+from hfkit.data.holdout import content_share, find_border
 from hfkit.data.readers import OnBad, Row, report, text_of
-from hfkit.settings import BadInput
+from hfkit.data.sources import read_table
+from hfkit.settings import BadInput, PairDataConfig
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 MAX_LENGTH_RATIO = 5.0
 SLACK_BYTES = 20  # added to both lengths, so that "OK" may be "In Ordnung"
@@ -41,6 +48,60 @@ def read_pairs(rows: Iterable[Row], source_key: str, target_key: str, on_bad: On
             report(str(problem), on_bad)
         else:
             yield pair
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs of a task by split; the training part is clean."""
+
+    train: list[Pair]
+    validation: list[Pair]
+    test: list[Pair]
+    removed: dict[str, int]
+    """How many training pairs each rule dropped; `unreadable` counts rows of any split that were skipped."""
+
+    @property
+    def splits(self) -> dict[str, list[Pair]]:
+        """The pairs by split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+def load_pairs(config: PairDataConfig) -> Pairs:
+    """Return the pairs that the settings name; the built-in set where they name none.
+
+    Without validation data a share of the training pairs, chosen by their sources, is held out.
+
+    Raises:
+        BadInput: for a missing language, an empty side of a pair to score, and where no training pair is left.
+    """
+    skipped: list[str] = []
+    on_bad = skipped.append if config.on_error == "skip" else None
+    train, validation, test = (_read_split(config, split, on_bad) for split in SPLITS)
+    if not validation and config.validation_share and len(train) > 1:
+        shares = [content_share(_normalize(pair.source)) for pair in train]
+        border = find_border(shares, config.validation_share)
+        validation = [pair for pair, share in zip(train, shares, strict=True) if share <= border]
+        train = [pair for pair, share in zip(train, shares, strict=True) if share > border]
+    for split, pairs in (("validation", validation), ("test", test)):
+        for number, pair in enumerate(pairs, 1):
+            if not pair.source.strip() or not pair.target.strip():
+                raise BadInput(f"{split} pair {number}: one side is empty, so it cannot be scored: {tuple(pair)}")
+    kept, removed = clean_pairs(train, [pair.source for pair in validation + test])
+    return Pairs(kept, validation, test, {**removed, "unreadable": len(skipped)})
+
+
+def _read_split(config: PairDataConfig, split: Split, on_bad: OnBad) -> list[Pair]:
+    rows: Iterable[Row] | None
+    if config.is_builtin:
+        if config.source_key != "en":
+            raise BadInput(f"the built-in translation set goes from en, not from {config.source_key!r}")
+        values = builtin_translation(config.target_key)[split]
+        rows = [Row(dict(row), f"built-in {split}:{number}") for number, row in enumerate(values, 1)]
+    else:
+        rows = read_table(config, split, on_bad)
+    if rows is None and split == "train":
+        raise BadInput("there is nothing to train on: give --data.train_files or --data.dataset")
+    return list(read_pairs(rows or [], config.source_key, config.target_key, on_bad))
 
 
 def clean_pairs(pairs: Iterable[Pair], test_sources: Iterable[str]) -> tuple[list[Pair], dict[str, int]]:
