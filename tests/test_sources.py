@@ -152,8 +152,10 @@ def test_lines_are_documents_but_empty_ones(tmp_path: Path) -> None:
 
 def test_matching_line_begins_a_document(tmp_path: Path) -> None:
     path = write(tmp_path / "wiki.txt", WIKI_TEXT)
-    assert cut(path, document_start="^ = [^=].* = $") == [
-        (" = One = \n \n Text of one . \n = = Part = = \n More . \n", "wiki.txt:2"),
+    documents = cut(path, document_start="^ = [^=].* = $")
+    assert "".join(text for text, _ in documents) == WIKI_TEXT  # nothing is lost, not even the blank line on top
+    assert documents == [
+        (" \n = One = \n \n Text of one . \n = = Part = = \n More . \n", "wiki.txt:1"),
         (" = Two = \n Text of two . \n", "wiki.txt:7"),
     ]
     path = write(tmp_path / "wiki.txt", "before\n" + WIKI_TEXT)
