@@ -192,6 +192,8 @@ def test_a_kill_at_any_call_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatc
         root = tmp_path / str(calls)
         save(root, 1, 2)
         survived = in_child(lambda root=root, calls=calls: kill_at(root, calls)) == 0
+        for folder in list_checkpoints(root):
+            read_checkpoint(folder)  # nothing is half-written, nor half-deleted
         found = found_step(root)
         assert found in (2, 3) and len(steps(root)) >= 2
         assert survived <= (found == 3)
@@ -231,8 +233,8 @@ def break_system(patch: pytest.MonkeyPatch, after: int, action: Callable[[], Non
     return hits
 
 
-def in_child(function: Callable[[], None]) -> int:
-    """Return the exit status of a forked child that calls a function."""
+def fork(function: Callable[[], None]) -> int:
+    """Call a function in a forked child, which ends with it; return the child's process id."""
     if (pid := os.fork()) == 0:
         code = 1
         try:
@@ -240,7 +242,12 @@ def in_child(function: Callable[[], None]) -> int:
             code = 0
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return pid
+
+
+def in_child(function: Callable[[], None]) -> int:
+    """Return the exit status of a forked child that calls a function."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(function), 0)[1])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
