@@ -46,7 +46,7 @@ class ChatFormat:
     """How one tokenizer writes conversations.
 
     Raises:
-        BadInput: if the tokenizer has no template that says what the assistant says.
+        BadInput: if the tokenizer has no template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,12 +57,19 @@ class ChatFormat:
                 f"the tokenizer of {tokenizer.name_or_path or 'this model'} has no chat template, nor our chat tokens; "
                 "give --data.chat_template a Jinja file, or a model pretrained with hfkit"
             )
-        if not re.search(r"{%-?\s*generation\s*-?%}", template):
+        self.layouts: dict[tuple[tuple[str, ...], bool], list[Piece]] = {}
+
+    @property
+    def marked(self) -> bool:
+        """Whether the template marks what the assistant says, as teaching needs and talking does not."""
+        return bool(re.search(r"{%-?\s*generation\s*-?%}", self.tokenizer.chat_template))
+
+    def _require_marks(self) -> None:
+        if not self.marked:
             raise BadInput(
                 "the chat template does not mark what the assistant says; put {% generation %} … {% endgeneration %} "
                 "around its content and end-of-turn token and give the file as --data.chat_template"
             )
-        self.layouts: dict[tuple[tuple[str, ...], bool], list[Piece]] = {}
 
     @cached_property
     def end_id(self) -> int:
@@ -71,6 +78,7 @@ class ChatFormat:
         Raises:
             BadInput: if the template teaches none, so that a model would never learn to stop.
         """
+        self._require_marks()
         pieces = self._layout(("user", "assistant"), False)
         content = next(place for place, piece in enumerate(pieces) if piece.message == 1)
         special = set(self.tokenizer.all_special_ids)
@@ -84,6 +92,7 @@ class ChatFormat:
 
     def encode(self, conversations: Sequence[list[Message]]) -> list[Encoded]:
         """Return conversations in tokens."""
+        self._require_marks()
         contents = iter(encode_texts(self.tokenizer, [m["content"] for messages in conversations for m in messages]))
         encoded = []
         for messages in conversations:
