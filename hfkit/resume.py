@@ -73,7 +73,8 @@ def move_aside(output_dir: Path) -> None:
     """Move an earlier run's state to previous-N/."""
     present = [output_dir / name for name in STATE if (output_dir / name).exists()]
     if present:
-        aside = output_dir / f"previous-{1 + sum(1 for _ in output_dir.glob('previous-*'))}"
+        taken = [path.name.removeprefix("previous-") for path in output_dir.glob("previous-*")]
+        aside = output_dir / f"previous-{1 + max((int(number) for number in taken if number.isdigit()), default=0)}"
         aside.mkdir()
         for path in present:
             os.replace(path, aside / path.name)

@@ -77,6 +77,8 @@ class Facts:
         """Return the facts of prepared text."""
         passport = {name: data.audit[name] for name in ("key", "sources", "splits", "removed", "provenance")}
         tokenizer = {"sha256": data.tokenizer_hash, **data.audit["tokenizer"]}
+        if len(data.weights) > 1:
+            identity = {"data.weights": data.weights, **identity}
         return cls(data.key, data.tokenizer_hash, identity, passport, tokenizer, data.audit)
 
 

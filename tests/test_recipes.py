@@ -179,13 +179,14 @@ def test_a_result_of_other_settings_is_not_kept(server: Server, settings: Words,
 def test_resume_never_moves_the_earlier_run_aside(server: Server, settings: Words, tmp_path: Path) -> None:
     first = server.run("pretrain", settings, tmp_path / "run")
     weights = first.weights
-    for number, seed in ((1, 5), (2, 6)):
+    (tmp_path / "run" / "previous-3").mkdir()  # the user threw the first two away
+    for number, seed in ((4, 5), (5, 6)):
         fresh = server.run("pretrain", settings | {"resume": "never", "seed": seed}, tmp_path / "run")
         assert fresh.code == 0, fresh.stderr
         aside = tmp_path / "run" / f"previous-{number}"
         assert {"checkpoints", "model", "metrics.jsonl", "result.json", "config.yaml"} <= set(os.listdir(aside))
         assert [line["step"] for line in fresh.metrics if "loss" in line] == [3, 6, 9, 12]
-    assert (tmp_path / "run" / "previous-1" / "model" / "model.safetensors").read_bytes() == weights
+    assert (tmp_path / "run" / "previous-4" / "model" / "model.safetensors").read_bytes() == weights
     assert fresh.weights != weights
 
 
