@@ -69,7 +69,7 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
     run.set_up(CausalLMLoss(model), own.optim, plan, data.tokenizer)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        held_out = data.validation or data.train[0]
+        held_out = [data.validation] if data.validation else data.train
         size = data.bytes["validation" if data.validation else "train"]
         return score_text(run.accelerator, module, held_out, size, length, batch_size=8)
 

@@ -1,5 +1,7 @@
 """Scores of a language model that can be compared: over the whole text, by every process, whatever the batch size."""
 
+from collections.abc import Sequence
+
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +15,7 @@ from hfkit.metrics import score_language_model
 def score_text(
     accelerator: Accelerator,
     module: nn.Module,
-    stream: TokenStream,
+    streams: Sequence[TokenStream],
     num_bytes: int,
     length: int,
     batch_size: int,
@@ -22,11 +24,11 @@ def score_text(
 
     Args:
         module: The loss module, as prepared.
-        stream: Tokenized documents; each is cut on its own into windows of ``length`` targets from its start.
+        streams: Tokenized documents; each is cut on its own into windows of ``length`` targets from its start.
         num_bytes: UTF-8 bytes of the documents' text.
         batch_size: Windows per forward pass; changes speed alone.
     """
-    windows = evaluation_windows([stream], length, batch_size, accelerator.process_index, accelerator.num_processes)
+    windows = evaluation_windows(streams, length, batch_size, accelerator.process_index, accelerator.num_processes)
     nats, targets = sum_losses(accelerator, module, windows)
     return score_language_model(nats, round(targets), num_bytes)
 

@@ -71,7 +71,7 @@ def main(config: ScoreConfig) -> None:
 
     accelerator = build_accelerator(TrainConfig())
     module = CausalLMLoss(model).to(accelerator.device)
-    scores = score_text(accelerator, module, stream, data.bytes[split], length, config.micro_batch_size)
+    scores = score_text(accelerator, module, [stream], data.bytes[split], length, config.micro_batch_size)
     if accelerator.is_main_process:
         result = {"model": config.model.path, "text": split, "sequence_length": length, **scores}
         write_json(config.output_dir / "result.json", result)
