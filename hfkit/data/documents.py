@@ -102,7 +102,9 @@ def _group_lines(path: Path, rules: Rules) -> Iterator[list[tuple[int, bytes]]]:
     for number, line in read_lines(path):
         if start is not None:
             begins = start.search(line.decode("utf-8", "replace").rstrip("\r\n")) is not None
-            if all(not earlier.strip() for _, earlier in group):  # blank lines above the first belong to it: none is lost
+            if all(
+                not earlier.strip() for _, earlier in group
+            ):  # blank lines above the first belong to it: none is lost
                 begins = False
         else:
             begins = rules.document == "line" or (rules.document == "paragraph" and not line.strip())
