@@ -42,6 +42,7 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
     columns = list(sources[0]) if sources else []
     body = [
         f"<h1>Corpus audit</h1><p class='soft'>{escape(str(audit.get('key', '')))}</p>",
+        "".join(f"<p>{escape(note)}</p>" for note in audit.get("notes") or []),
         cards((name, format_short(value), note) for name, value, note in figures if is_number(value)),
         section("Removed", removed_bars(audit)),
         section("Sources", table(columns, [[row.get(column) for column in columns] for row in sources])),

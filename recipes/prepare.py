@@ -4,6 +4,11 @@
 
 The result lies in `data.cache_dir` under a key of its content; every recipe with the same settings uses it. The audit
 (audit.json and audit.html in `output_dir`) says what came in, what each rule removed and how good the tokenizer is.
+What is printed ends with the folder of the text, which opens as a dataset:
+
+    datasets.load_dataset("parquet", data_files="FOLDER/train-*.parquet")
+
+A mixture of sources is written in YAML, see recipes/configs/prepare/mixture.yaml.
 """
 
 from dataclasses import dataclass, field
@@ -45,7 +50,8 @@ def main(config: PrepareConfig) -> None:
         save_config(config, config.output_dir / "config.yaml")
         write_json(config.output_dir / "audit.json", data.audit)
         write_audit_page(data.audit, config.output_dir / "audit.html")
-        print(describe({name: data.audit[name] for name in ("documents", "removed", "splits", "tokenizer", "reused")}))
+        shown = {name: data.audit[name] for name in ("documents", "removed", "splits", "tokenizer", "reused")}
+        print(describe({**shown, "text": str(data.text)}))
 
 
 if __name__ == "__main__":

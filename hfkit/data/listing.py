@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hfkit.data.documents import TEXT_FORMATS
-from hfkit.data.readers import ROW_FORMATS, split_name
+from hfkit.data.readers import ROW_FORMATS, reason, split_name
 from hfkit.files import digest, read_json, write_json
 from hfkit.settings import BadInput, Files
 
@@ -86,7 +86,10 @@ def content_digests(paths: list[Path], memory: Path | None = None) -> list[str]:
         name, status = str(path.resolve()), path.stat()
         stamp = [status.st_size, status.st_mtime_ns, status.st_ino]
         if known.get(name, [])[:-1] != stamp:
-            known[name] = [*stamp, digest(path)]
+            try:
+                known[name] = [*stamp, digest(path)]
+            except OSError as error:
+                raise BadInput(f"{path}: cannot be read: {reason(error)}") from None
         digests.append(known[name][-1])
     if memory and known != before:
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ touches its lock every few seconds; one that is dead or silent for a minute is r
 its error, and the waiters stop with it.
 """
 
+import errno
 import os
 import shutil
 import socket
@@ -20,6 +21,7 @@ from hfkit.settings import BadInput
 
 SILENCE = 60.0  # seconds without a heartbeat after which a holder counts as dead
 HEARTBEAT = 5.0  # seconds
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def build_once(target: Path, build: Callable[[Path], None], ready: Callable[[Path], bool] = Path.is_dir) -> bool:
@@ -59,7 +61,7 @@ def _build(target: Path, build: Callable[[Path], None], lock: Path, failure: Pat
     stop = threading.Event()
     threading.Thread(target=_beat, args=(lock, stop), daemon=True).start()
     try:
-        build(temporary)
+        _fill(temporary, build)
         sync(temporary)
         if target.exists():  # present but not usable: out of the way, and named by whoever found that out
             shutil.rmtree(target)
@@ -73,6 +75,17 @@ def _build(target: Path, build: Callable[[Path], None], lock: Path, failure: Pat
         stop.set()
         shutil.rmtree(temporary, ignore_errors=True)
     return True
+
+
+def _fill(folder: Path, build: Callable[[Path], None]) -> None:
+    """Call ``build``; a full disk is something that the user can mend."""
+    try:
+        build(folder)
+    except Exception as error:  # the tokenizers library raises its own for what the system said
+        if getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL):
+            where = folder.parent
+            raise BadInput(f"no room left on the disk of {where}: free some, or set --data.cache_dir") from error
+        raise
 
 
 def _acquire(lock: Path) -> bool:

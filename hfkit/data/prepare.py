@@ -21,7 +21,7 @@ from hfkit.data.refine import refine
 from hfkit.data.shards import TokenStream, damaged_file, read_manifest, seal
 from hfkit.data.sources import Source, resolve_evaluation, resolve_sources
 from hfkit.data.texts import list_groups, read_table, read_texts, text_sizes
-from hfkit.data.tokens import count_round_trip_failures, write_streams
+from hfkit.data.tokens import compare_with_gpt2, count_round_trip_failures, write_streams
 from hfkit.files import digest_of
 from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig, TokenizerConfig
@@ -58,7 +58,10 @@ def cache_folder(config: DataConfig) -> Path:
 
 
 def prepare_data(
-    config: DataConfig, tokenizer: TokenizerConfig, tokenizer_path: str | Path | None = None, only_evaluation: bool = False
+    config: DataConfig,
+    tokenizer: TokenizerConfig,
+    tokenizer_path: str | Path | None = None,
+    only_evaluation: bool = False,
 ) -> Prepared:
     """Prepare text and tokens, or open what was prepared before.
 
@@ -161,6 +164,7 @@ def _build_tokens(folder: Path, text: Path, tokenizer: PreTrainedTokenizerBase, 
         "vocab_size": len(tokenizer),
         "bytes_per_token": proved_on["bytes_per_token"],
         "round_trip_failures": count_round_trip_failures(folder, [*held_out, *train], tokenizer),
+        **compare_with_gpt2([*held_out, *train]),
     }
     seal(folder, {"vocab_size": len(tokenizer), "streams": streams, "tokenizer": report})
 
@@ -190,6 +194,7 @@ def _open(
     audit = {
         **account["audit"],
         "tokens": splits["train"]["tokens"],
+        "sources": _with_tokens(account["audit"]["sources"], by_split["train"], weights),
         "tokenizer": manifest["tokenizer"],
         "splits": splits,
         "key": key,
@@ -213,3 +218,24 @@ def _open(
         hashed,
         text,
     )
+
+
+def _with_tokens(
+    sources: list[dict[str, Any]], streams: list[dict[str, Any]], weights: list[float]
+) -> list[dict[str, Any]]:
+    """Return the sources' rows with their tokens, and how often each is read in one pass of the mixture.
+
+    A pass is as many tokens as all sources hold: with the weights in the proportion of the tokens, each is read once.
+    """
+    used = [weight if stream["tokens"] > 1 else 0.0 for stream, weight in zip(streams, weights, strict=True)]
+    total = sum(stream["tokens"] for stream in streams)
+    return [
+        {
+            **row,
+            "tokens": stream["tokens"],
+            "bytes_per_token": stream["bytes_per_token"],
+            "weight": weight,
+            "epochs": round(weight / sum(used) * total / stream["tokens"], 3) if weight else 0.0,
+        }
+        for row, stream, weight in zip(sources, streams, used, strict=True)
+    ]

@@ -5,6 +5,7 @@ share and clean the rest (worker processes), keeping a hash and a signature of e
 those by sorting; write what stays as Parquet. Evaluation text is never changed.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,6 +26,7 @@ from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig
 from hfkit.text import clean
 
+MANY = 0.1  # share of contaminated documents from which the audit remarks on it
 PIECE = 1 << 20  # characters handed to a worker at once
 
 
@@ -53,7 +55,14 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
     if sources and not any(counts["documents"] for counts in account.sources.values()):
         why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or "none was read"
         raise BadInput(f"no training text is left of {account.read} documents ({why})")
+    if (overlapping := account.removed["contaminated"]) > MANY * account.read:
+        account.notes.append(
+            f"{overlapping} of {account.read} documents hold a passage of the validation or test text and were dropped: "
+            "look at the passages, and set --data.decontaminate false if they are a frame that all documents share"
+        )
     assert account.read == account.kept + sum(account.removed.values()), "every document is kept or accounted for"
+    for note in account.notes:
+        print(f"note: {note}", file=sys.stderr)
     return account.facts()
 
 

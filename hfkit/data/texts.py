@@ -31,8 +31,9 @@ class TextWriter:
     def __enter__(self) -> "TextWriter":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
 
     def close(self) -> None:
         """Write what is left and finish the file."""

@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hfkit.data.shards import StreamWriter, TokenStream, token_dtype
 from hfkit.data.texts import Group, list_groups, read_group, read_texts
 from hfkit.data.workers import map_in_order
 from hfkit.encoder import Encoder, FastPathDiffers
 from hfkit.progress import Progress
+from hfkit.tokenizer import encode_texts
 
+GPT2 = "openai-community/gpt2"
 PROOF = 1 << 19  # UTF-8 bytes of held-out text, at least, that are decoded again and compared
 
 
@@ -84,3 +87,18 @@ def count_round_trip_failures(
             proof -= len(text.encode())
             failures += tokenizer.decode(stream.document(index)[added:-1].tolist()) != text
     return failures
+
+
+def compare_with_gpt2(texts: Sequence[Path], proof: int = PROOF) -> dict[str, float]:
+    """Return the bytes per token of GPT-2's tokenizer on the first texts, if it was downloaded before, else nothing."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(GPT2, local_files_only=True)
+    except (OSError, ValueError):
+        return {}
+    size = tokens = 0
+    for text in chain.from_iterable(map(read_texts, texts)):
+        if size >= proof:
+            break
+        size += len(text.encode())
+        tokens += len(encode_texts(tokenizer, [text])[0])
+    return {"gpt2_bytes_per_token": round(size / max(1, tokens), 4)}

@@ -1,0 +1,195 @@
+"""Text to training shards: hfkit's preparation against the two-map `group_texts` recipe of transformers' run_clm.py.
+
+    python benchmarks/prepare_speed.py --prose books.jsonl [--code code.jsonl] [--pairs 5]
+
+Both sides get the same tokenizer and the same JSON Lines files with a `text` column, start in fresh processes with
+empty caches, and run in turn; a pair is one run of each, and the speed-up is the median of the pairs' ratios. Time runs from
+after the imports to the finished shards. The recipe runs with the process count (1, its tokenizer on all cores, or 2)
+that was faster in a trial. It neither cleans nor deduplicates; hfkit does exact and near deduplication in every run but
+those that show what a rule costs. Without --code, the standard library's sources are the code.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+BLOCK = 1024  # tokens a row
+VOCABULARY = 16384
+# What hfkit does, by name; the first two are compared with the recipe, the others show each rule's cost.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cleaning off": {"clean": False},
+    "cleaning on": {},
+    "nothing but shards": {"clean": False, "exact": False, "near": False},
+    "exact only": {"clean": False, "near": False},
+    "near only": {"clean": False, "exact": False},
+    "cleaning only": {"exact": False, "near": False},
+    "decontamination only": {"clean": False, "exact": False, "near": False, "decontaminate": True},
+}
+
+
+def run_hfkit(corpus: str, tokenizer: str, folder: Path, variant: str) -> float:
+    """Prepare the corpus with one variant; return seconds."""
+    from hfkit.data.prepare import prepare_data
+    from hfkit.settings import CleanConfig, DataConfig, DedupConfig, TokenizerConfig
+
+    chosen = {"clean": True, "exact": True, "near": True, "decontaminate": False, **VARIANTS[variant]}
+    config = DataConfig(
+        train_files=corpus,
+        cache_dir=folder,
+        validation_share=0.01,
+        clean=CleanConfig(enabled=chosen["clean"]),
+        dedup=DedupConfig(exact=chosen["exact"], near=chosen["near"]),
+        decontaminate=chosen["decontaminate"],
+    )
+    begin = time.perf_counter()
+    prepare_data(config, TokenizerConfig(path=tokenizer))
+    return time.perf_counter() - begin
+
+
+def run_recipe(corpus: str, tokenizer: str, folder: Path, processes: int) -> float:
+    """Tokenize and group as transformers' examples/pytorch/language-modeling/run_clm.py does; return seconds."""
+    from itertools import chain
+
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+
+    def tokenize(examples: dict[str, list[str]]) -> Any:
+        return loaded(examples["text"])
+
+    def group_texts(examples: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+        joined = {name: list(chain(*examples[name])) for name in examples}
+        length = len(joined["input_ids"]) // BLOCK * BLOCK
+        cut = {name: [ids[i : i + BLOCK] for i in range(0, length, BLOCK)] for name, ids in joined.items()}
+        cut["labels"] = cut["input_ids"].copy()
+        return cut
+
+    begin = time.perf_counter()
+    raw = load_dataset("json", data_files=corpus, split="train", cache_dir=str(folder))
+    tokenized = raw.map(tokenize, batched=True, num_proc=processes, remove_columns=raw.column_names)
+    tokenized.map(group_texts, batched=True, num_proc=processes)
+    return time.perf_counter() - begin
+
+
+def measure(side: str, corpus: Path, tokenizer: Path, detail: str) -> dict[str, float]:
+    """Run one side in a process of its own with empty caches; return its wall and CPU seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        parallel = "false" if detail == "2" else "true"
+        environment = {**os.environ, "HF_HOME": folder, "TOKENIZERS_PARALLELISM": parallel, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--worker", side, str(corpus), str(tokenizer), folder, detail]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(side: str, corpus: str, tokenizer: str, folder: str, detail: str) -> None:
+    """The measured process: print its figures as JSON."""
+    import datasets  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+
+    import hfkit.data.prepare  # noqa: F401
+
+    before = os.times()
+    if side == "hfkit":
+        seconds = run_hfkit(corpus, tokenizer, Path(folder), detail)
+    else:
+        seconds = run_recipe(corpus, tokenizer, Path(folder), int(detail))
+    after = os.times()
+    print(json.dumps({"seconds": seconds, "cpu": sum(after[:4]) - sum(before[:4])}))
+
+
+def compare(corpus: Path, tokenizer: Path, pairs: int) -> dict[str, Any]:
+    """Run both sides in turn, then the variants that show what each rule costs."""
+    size = sum(len(json.loads(line)["text"].encode()) for line in corpus.open()) / 1e6
+    trial = {count: measure("recipe", corpus, tokenizer, count)["seconds"] for count in ("1", "2")}
+    processes = min(trial, key=lambda count: trial[count])
+    result: dict[str, Any] = {"megabytes": round(size, 1), "recipe_processes": int(processes)}
+    speeds: dict[str, list[float]] = {"recipe": [], "cleaning off": [], "cleaning on": []}
+    for _ in range(pairs):
+        speeds["recipe"].append(size / measure("recipe", corpus, tokenizer, processes)["seconds"])
+        for variant in ("cleaning off", "cleaning on"):
+            speeds[variant].append(size / measure("hfkit", corpus, tokenizer, variant)["seconds"])
+    for side, values in speeds.items():
+        ratios = [value / base for value, base in zip(values, speeds["recipe"], strict=True)]
+        result[side] = {
+            "megabytes_per_second": spread(values),
+            "times_the_recipe": spread(ratios),
+        }
+    cpu = {
+        variant: median(measure("hfkit", corpus, tokenizer, variant)["cpu"] for _ in range(3)) / size * 1000
+        for variant in list(VARIANTS)[2:]
+    }
+    base = cpu["nothing but shards"]
+    result["cpu_ms_per_megabyte"] = {"nothing but shards": round(base, 1)} | {
+        variant.removesuffix(" only"): round(value - base, 1) for variant, value in cpu.items() if value != base
+    }
+    return result
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return median, smallest and largest."""
+    return {"median": round(median(values), 2), "least": round(min(values), 2), "most": round(max(values), 2)}
+
+
+def write_code(path: Path, limit: int = 20_000_000) -> None:
+    """Write the standard library's sources, a file a row, `limit` characters of them."""
+    written = 0
+    with path.open("w") as file:
+        for source in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+            if "site-packages" in source.parts or written > limit:
+                continue
+            try:
+                text = source.read_text("utf-8")
+            except UnicodeDecodeError:
+                continue
+            if text.strip():
+                written += len(text)
+                file.write(json.dumps({"text": text}) + "\n")
+
+
+def write_tokenizer(folder: Path, corpora: list[Path]) -> None:
+    """Train the tokenizer that both sides use on the first 4 MB of each corpus."""
+    from hfkit.settings import TokenizerConfig
+    from hfkit.tokenizer import train_tokenizer
+
+    texts = [json.loads(line)["text"] for corpus in corpora for line in corpus.open().readlines(4_000_000)]
+    train_tokenizer(texts, TokenizerConfig(vocab_size=VOCABULARY)).save_pretrained(folder)
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    from results import save_result
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prose", type=Path, required=True)
+    parser.add_argument("--code", type=Path)
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        code = options.code or Path(folder) / "code.jsonl"
+        if options.code is None:
+            write_code(code)
+        tokenizer = Path(folder) / "tokenizer"
+        write_tokenizer(tokenizer, [options.prose, code])
+        result: dict[str, Any] = {"pairs": options.pairs, "load_before": round(os.getloadavg()[0], 1)}
+        for name, corpus in (("prose", options.prose), ("code", code)):
+            result[name] = compare(corpus, tokenizer, options.pairs)
+    save_result("prepare_speed", result)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        work(*sys.argv[2:])
+    else:
+        main()

@@ -1,0 +1,358 @@
+"""Preparation as a whole: planted defects, the account, what is reused, kills, damage and bad input."""
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+import pytest
+from planted import Planted, plant
+from test_checkpoint import limit_file_size
+
+import hfkit.data.prepare as prepare
+from hfkit.data.prepare import prepare_data
+from hfkit.data.shards import TokenStream
+from hfkit.data.tokens import count_round_trip_failures
+from hfkit.settings import BadInput, CleanConfig, DataConfig, DedupConfig, SourceConfig, TokenizerConfig
+from hfkit.tokenizer import END_OF_TEXT, PAD, SPECIAL_TOKENS
+from runs import Ended, Server, Words, shared_server, write_corpus
+
+SMALL = TokenizerConfig(vocab_size=300)
+
+
+@pytest.fixture(scope="module")
+def server() -> Server:
+    """The process that forks runs."""
+    return shared_server()
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """The planted corpus."""
+    return plant(tmp_path_factory.mktemp("planted"))
+
+
+def settings_of(planted: Planted, cache: Path) -> Words:
+    """Return the recipe's settings for the planted corpus."""
+    return {
+        "data.train_files": planted.folder / "train.jsonl",
+        "data.test_files": planted.folder / "test.txt",
+        "data.document": "line",
+        "data.validation_share": 0,
+        "data.on_error": "skip",
+        "data.cache_dir": cache,
+        "tokenizer.vocab_size": 400,
+    }
+
+
+@pytest.fixture(scope="module")
+def ended(server: Server, planted: Planted, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The recipe, run on the planted corpus."""
+    folder = tmp_path_factory.mktemp("prepared")
+    done = server.run("prepare", settings_of(planted, folder / "cache"), folder / "run")
+    assert done.code == 0, done.stderr
+    return done
+
+
+def read_audit(ended: Ended) -> dict[str, Any]:
+    """Return audit.json."""
+    return json.loads((ended.output_dir / "audit.json").read_text())
+
+
+def kept_texts(cache: Path) -> list[str]:
+    """Return the training texts in the cache."""
+    (path,) = cache.glob("text-*/train-0.parquet")
+    return pyarrow.parquet.read_table(path)["text"].to_pylist()
+
+
+def small(folder: Path, documents: int = 40, **changed: Any) -> DataConfig:
+    """Return the settings of a corpus that is prepared in a moment."""
+    corpus = folder / "corpus.jsonl"
+    if not corpus.exists():
+        write_corpus(corpus, documents)
+    return DataConfig(**{"train_files": str(corpus), "cache_dir": folder / "cache", **changed})
+
+
+# What is removed, and what is not
+
+
+def check_planted(planted: Planted, audit: dict[str, Any], kept: list[str]) -> None:
+    """Compare what was found with what was planted."""
+    there = set(kept)
+    removed = audit["removed"]
+    assert set(planted.untouched) <= there  # byte for byte
+    assert set(planted.repaired) <= there
+    assert removed["exact_duplicates"] == planted.exact_copies
+    missed = sum(text in there for text in planted.near_copies) / len(planted.near_copies)
+    lost = sum(text not in there for text in planted.far_copies) / len(planted.far_copies)
+    assert missed <= 0.05 and lost <= 0.01
+    assert removed["near_duplicates"] == len(planted.near_copies) * (1 - missed) + len(planted.far_copies) * lost
+    assert not there & set(planted.contaminated) and removed["contaminated"] == len(planted.contaminated)
+    assert removed["unreadable"] == planted.unreadable and removed["empty"] == planted.empty
+    half = len(planted.repaired) // 2
+    assert audit["changed"] == {"mojibake": half, "controls": half}
+    assert audit["documents"] == {"read": planted.documents, "kept": len(kept)}
+    assert planted.documents == len(kept) + sum(removed.values())
+
+
+def test_planted_defects_are_found_and_clean_text_stays_as_it_is(planted: Planted, ended: Ended) -> None:
+    check_planted(planted, read_audit(ended), kept_texts(ended.output_dir.parent / "cache"))
+
+
+@pytest.mark.slow
+def test_planted_defects_beside_a_line_of_ten_megabytes(server: Server, tmp_path: Path) -> None:
+    planted = plant(tmp_path, seed=1, line=10_000_000, scale=4)
+    done = server.run("prepare", settings_of(planted, tmp_path / "cache"), tmp_path / "run")
+    check_planted(planted, read_audit(done), kept_texts(tmp_path / "cache"))
+
+
+def test_the_audit_shows_what_each_rule_did(planted: Planted, ended: Ended) -> None:
+    audit = read_audit(ended)
+    samples = audit["samples"]
+    assert {"mojibake", "controls", "exact_duplicates", "near_duplicates", "contaminated"} <= samples.keys()
+    assert any(row["cleaned"].startswith("schön") for row in samples["mojibake"])
+    assert all(row["passage"] for row in samples["contaminated"])
+    assert any("half a surrogate pair" in row["where"] for row in samples["unreadable"])
+    assert (
+        audit["duplicates"][0]["removed"] and sum(count for _, count in audit["lengths"]) == audit["documents"]["kept"]
+    )
+    (source,) = audit["sources"]
+    assert source["documents"] == audit["documents"]["kept"] and source["tokens"] == audit["tokens"]
+    assert source["epochs"] == 1.0 and 1 < source["bytes_per_token"] < 8
+    assert audit["tokenizer"]["round_trip_failures"] == 0 and audit["tokenizer"]["vocab_size"] == 400
+    assert "Corpus audit" in (ended.output_dir / "audit.html").read_text()
+
+
+def test_special_tokens_in_text_stay_text(planted: Planted, ended: Ended) -> None:
+    (folder,) = (ended.output_dir.parent / "cache").glob("tokens-*")
+    stream = TokenStream(folder, "train-0", vocab_size=400)
+    eos, pad = SPECIAL_TOKENS.index(END_OF_TEXT), SPECIAL_TOKENS.index(PAD)
+    assert any(END_OF_TEXT in text and PAD in text for text in planted.untouched)
+    assert (stream.tokens[stream.starts[1:] - 1] == eos).all() and (stream.tokens == eos).sum() == stream.num_documents
+    assert (stream.tokens == pad).sum() == 0
+
+
+def test_prepared_text_opens_as_a_dataset(ended: Ended) -> None:
+    folder = json.loads(ended.stdout)["text"]
+    opened = datasets.load_dataset("parquet", data_files=f"{folder}/train-*.parquet", split="train")
+    assert opened.column_names == ["text", "where"] and len(opened) == read_audit(ended)["documents"]["kept"]
+    assert opened.filter(lambda row: row["where"].endswith("train.jsonl:1")).num_rows == 1
+
+
+def test_a_stream_that_is_not_the_text_is_counted(tmp_path: Path) -> None:
+    data = prepare_data(small(tmp_path), SMALL)
+    (tokens,) = (tmp_path / "cache").glob("tokens-*")
+    paths = [data.text / "train-0.parquet"]
+    assert count_round_trip_failures(tokens, paths, data.tokenizer) == 0
+    with (tokens / "train-0.tokens").open("r+b") as file:
+        file.write(bytes(2))
+    assert count_round_trip_failures(tokens, paths, data.tokenizer) == 1
+
+
+# Sources
+
+
+def test_mixtures_report_their_epochs(tmp_path: Path) -> None:
+    paths = [write_corpus(tmp_path / f"{seed}.jsonl", 40 * seed, seed) for seed in (1, 2)]
+    sources = [SourceConfig(path=str(path), weight=weight) for path, weight in zip(paths, (3.0, 1.0), strict=True)]
+    data = prepare_data(DataConfig(sources=sources, cache_dir=tmp_path / "cache", validation_share=0), SMALL)
+    tokens = [row["tokens"] for row in data.audit["sources"]]
+    assert [row["epochs"] for row in data.audit["sources"]] == [
+        pytest.approx(0.75 * sum(tokens) / tokens[0], abs=0.001),
+        pytest.approx(0.25 * sum(tokens) / tokens[1], abs=0.001),
+    ]
+    assert data.weights == [3.0, 1.0] and len(data.train) == 2
+
+
+def test_a_streamed_dataset_is_written_as_it_comes(tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 50)
+    folder = tmp_path / "streamed"
+    folder.mkdir()
+    datasets.Dataset.from_json(str(corpus), cache_dir=str(tmp_path)).to_parquet(folder / "train.parquet")
+    common: dict[str, Any] = {"validation_share": 0, "max_documents": 30}
+    streamed = DataConfig(dataset=str(folder), streaming=True, cache_dir=tmp_path / "one", **common)
+    local = DataConfig(train_files=str(corpus), cache_dir=tmp_path / "two", **common)
+    first, second = (prepare_data(config, SMALL) for config in (streamed, local))
+    assert kept_texts(tmp_path / "one") == kept_texts(tmp_path / "two") and len(kept_texts(tmp_path / "one")) == 30
+    assert first.train[0].tokens.tolist() == second.train[0].tokens.tolist()
+    assert prepare_data(streamed, SMALL).reused
+
+
+def test_hooks_change_and_drop_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rules.py").write_text("def shout(text):\n    return None if 'bake' in text else text.upper()\n")
+    monkeypatch.chdir(tmp_path)
+    data = prepare_data(small(tmp_path, hooks=["my_rules.shout"], validation_share=0), SMALL)
+    kept = kept_texts(tmp_path / "cache")
+    dropped = data.audit["removed"]["my_rules.shout"]
+    assert kept and dropped and all(text == text.upper() for text in kept)
+    assert data.audit["changed"] == {"my_rules.shout": len(kept)} and len(kept) + dropped == 40
+
+
+# What is reused
+
+
+def refuse(*_: object, **__: object) -> None:
+    """Stands for work that must not happen."""
+    raise AssertionError("work was done again")
+
+
+def test_a_second_run_does_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare_data(small(tmp_path), SMALL)
+    for name in ("refine", "train_tokenizer", "write_streams"):
+        monkeypatch.setattr(prepare, name, refuse)
+    again = prepare_data(small(tmp_path), SMALL)
+    assert again.reused and not first.reused and again.key == first.key
+    assert {**again.audit, "reused": False} == first.audit
+
+
+def test_one_rule_the_tokenizer_or_one_byte_changes_the_key(tmp_path: Path) -> None:
+    def key(tokenizer: TokenizerConfig = SMALL, **changed: Any) -> str:
+        return prepare_data(small(tmp_path, **changed), tokenizer).key
+
+    keys = [
+        key(),
+        key(clean=CleanConfig(whitespace=True)),
+        key(dedup=DedupConfig(threshold=0.7)),
+        key(decontaminate=False),
+        key(TokenizerConfig(vocab_size=290)),
+    ]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(corpus.read_bytes().replace(b".", b"!", 1))
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+def hashes(cache: Path) -> dict[str, str]:
+    """Return the digest of every prepared file but the manifests, which hold times."""
+    return {
+        str(path.relative_to(cache)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(cache.rglob("*"))
+        if path.suffix in (".tokens", ".starts", ".parquet")
+    }
+
+
+def kill_after(delay: float) -> Callable[[int, Path], None]:
+    """Return what kills a run ``delay`` seconds after its start."""
+
+    def kill(pid: int, _: Path) -> None:
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+
+    return kill
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_killed_preparation_ends_in_the_same_shards(
+    kills: int, server: Server, planted: Planted, ended: Ended, tmp_path: Path
+) -> None:
+    expected = hashes(ended.output_dir.parent / "cache")
+    assert len(expected) == 6  # train and test: text, tokens and starts
+    cache, draw, hits, longest = tmp_path / "cache", random.Random(kills), 0, 4.0
+    while hits < kills:
+        shutil.rmtree(cache, ignore_errors=True)
+        killed = server.run(
+            "prepare", settings_of(planted, cache), tmp_path / "run", kill_after(draw.uniform(0, longest))
+        )
+        if killed.code != -signal.SIGKILL:
+            longest *= 0.8
+            continue
+        hits += 1
+        again = server.run("prepare", settings_of(planted, cache), tmp_path / "run")
+        assert again.code == 0, again.stderr
+        assert hashes(cache) == expected
+        assert not list(cache.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("name", ["text-*/train-0.parquet", "tokens-*/train-0.tokens", "tokens-*/train-0.starts"])
+def test_a_damaged_file_is_named_and_built_again(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    first = prepare_data(small(tmp_path), SMALL)
+    expected = hashes(tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob(name)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    again = prepare_data(small(tmp_path), SMALL)
+    assert f"{path.parent}: {path.name} is damaged" in capfd.readouterr().err
+    assert not again.reused and again.key == first.key and hashes(tmp_path / "cache") == expected
+
+
+# What cannot be prepared
+
+
+def damaged(folder: Path, kind: str) -> tuple[Path, str]:
+    """Write a file that cannot be read, and return it with what the message must say."""
+    path = folder / "bad.jsonl"
+    good = b'{"text": "one two three"}\n' * 3
+    if kind == "broken line":
+        path.write_bytes(good + b'{"text": "cut\n' + good)
+        return path, f"{path}:4: column"
+    if kind == "wrong column":
+        path.write_bytes(good.replace(b"text", b"body"))
+        return path, f"{path}:1: no column 'text'; the columns are body. Set --data.text_column."
+    path = folder / "bad.jsonl.gz"
+    packed = gzip.compress(b"".join(b'{"text": "number %d"}\n' % number for number in range(150_000)))
+    path.write_bytes(packed[: len(packed) // 2])
+    return path, "bad.jsonl.gz"
+
+
+@pytest.mark.parametrize("kind", ["broken line", "wrong column", "corrupt gzip"])
+def test_bad_input_is_named(kind: str, tmp_path: Path) -> None:
+    path, message = damaged(tmp_path, kind)
+    with pytest.raises(BadInput) as caught:
+        prepare_data(DataConfig(train_files=str(path), cache_dir=tmp_path / "cache"), SMALL)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").glob("text-*")) and not list((tmp_path / "cache").glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("kind", ["broken line", "corrupt gzip"])
+def test_bad_input_can_be_skipped_and_is_counted(kind: str, tmp_path: Path) -> None:
+    path, _ = damaged(tmp_path, kind)
+    settings: dict[str, Any] = {"dedup": DedupConfig(exact=False, near=False), "validation_share": 0}
+    config = DataConfig(train_files=str(path), cache_dir=tmp_path / "cache", on_error="skip", **settings)
+    audit = prepare_data(config, SMALL).audit
+    assert audit["removed"]["unreadable"] == 1
+    assert audit["documents"]["read"] == audit["documents"]["kept"] + sum(audit["removed"].values())
+    assert path.name in audit["samples"]["unreadable"][0]["where"]
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root reads every file, so that the system's answer is put in its mouth."""
+    config = small(tmp_path)
+    inner = Path.open
+
+    def forbidden(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path.name == "corpus.jsonl":
+            raise PermissionError(13, "Permission denied", str(path))
+        return inner(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    with pytest.raises(BadInput, match=r"corpus\.jsonl.*Permission denied"):
+        prepare_data(config, SMALL)
+
+
+def fill_disk() -> None:
+    """Let every file of the run end at 100 kB."""
+    limit_file_size(100_000)
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(server: Server, planted: Planted, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    full = server.run("prepare", settings_of(planted, cache), tmp_path / "run", before="test_prepare.fill_disk")
+    assert full.code == 2 and "error: no room left on the disk" in full.stderr and "Traceback" not in full.stderr
+    assert not list(cache.glob(".tmp-*")) and not list(cache.glob("text-*"))
+    assert server.run("prepare", settings_of(planted, cache), tmp_path / "run").code == 0
+
+
+def test_nothing_left_is_bad_input(tmp_path: Path) -> None:
+    config = small(tmp_path, clean=CleanConfig(min_characters=10_000))
+    with pytest.raises(BadInput, match=r"no training text is left of 40 documents \(length 3[0-9]"):
+        prepare_data(config, SMALL)
