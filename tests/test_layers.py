@@ -20,8 +20,9 @@ LAYERS = [
         *("data.refine", "data.texts", "data.winnow", "data.words", "data.workers"),
         *("data.readers", "data.sources", "data.corpus", "data.dedup", "data.contamination", "data.once"),
         *("data.prepare", "data.shards", "data.tokens", "data.order", "data.batches", "data.builtin"),
-        *("data.builtin_sentiment", "data.builtin_translation", "data.builtin_chat", "data.conversations"),
-        *("data.labels", "data.pair_batches"),
+        *("data.builtin_sentiment", "data.builtin_translation"),
+        *("data.builtin_chat", "data.conversations", "data.preferences"),
+        *("data.labels", "data.label_batches", "data.pair_batches"),
         *(
             "tokenizer",
             "encoder",
@@ -34,12 +35,13 @@ LAYERS = [
             "audit_page",
             "passport",
             "progress",
-            "markdown", "remote",
+            "markdown",
+            "remote",
         ),
     },
-    {"adapters", "model", "losses", "metrics"},
-    {"checkpoint", "loop", "generation", "replies", "evaluation", "export"}
-    | {"classification", "translation", "decoding"},
+    {"adapters", "model", "losses", "preference", "metrics"},
+    {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export"}
+    | {"classification", "prediction", "translation", "codec", "decoding"},
     {"launch", "run", "adaptation", "hub", "card", "plan", "resume", "publisher", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
