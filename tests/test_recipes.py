@@ -301,5 +301,20 @@ def assert_contains(resolved: Any, given: Any) -> None:
     if isinstance(given, dict):
         for key, value in given.items():
             assert_contains(resolved[key], value)
+    elif isinstance(given, list):
+        for mine, value in zip(resolved, given, strict=True):
+            assert_contains(mine, value)
     else:
         assert resolved == given
+
+
+def test_a_mixture_without_held_out_text_is_scored_on_all_of_it(
+    server: Server, settings: Words, tmp_path: Path
+) -> None:
+    sources = [{"path": str(write_corpus(tmp_path / f"{seed}.jsonl", 40, seed)), "weight": seed} for seed in (1, 2)]
+    mixed = {key: value for key, value in settings.items() if key != "data.train_files"}
+    ended = server.run("pretrain", mixed | {"data.sources": sources, "data.validation_share": 0}, tmp_path / "run")
+    assert ended.code == 0, ended.stderr
+    text = json.loads((tmp_path / "run" / "audit.json").read_text())["splits"]["train"]
+    result = result_of(tmp_path / "run")
+    assert (result["eval_bytes"], result["eval_tokens"]) == (text["bytes"], text["tokens"] - text["documents"])
