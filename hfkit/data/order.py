@@ -42,7 +42,7 @@ def permute(indices: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray
         while outside.any():
             left, right = values[outside] >> np.uint64(half), values[outside] & mask
             for key in keys:
-                left, right = right, left ^ (_mix(right, int(key)) & mask)
+                left, right = right, (left | mask) & (_mix(right, int(key)) & mask)
             values[outside] = (left << np.uint64(half)) | right
             outside = values >= size
     return values.astype(np.int64)
@@ -61,19 +61,21 @@ def shuffle(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
 def build_mixture(weights: Sequence[float], block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """Return the source of each slot of a block, and how many earlier slots of the block that source has.
 
-    A mixture repeats this block for ever. Each slot goes to the source that is furthest behind its share, so a source
-    is never more than one slot from its due; shares are exact to 1/``block``.
+    A mixture repeats this block for ever. Of the sources that are behind their share, each slot goes to the one whose
+    next turn is due first, so that a source is never more than one slot from its due, however many there are (the
+    quota method; Balinski and Young, Amer. Math. Monthly 82, 1975); shares are exact to 1/``block``.
 
     Example:
         >>> source, turn = build_mixture([2.0, 1.0], block=6)
         >>> source.tolist(), turn.tolist()
-        ([0, 1, 0, 0, 1, 0], [0, 0, 1, 2, 1, 3])
+        ([0, 0, 1, 0, 0, 1], [0, 1, 0, 2, 3, 1])
     """
     shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
     source, turn = np.empty(block, dtype=np.int64), np.empty(block, dtype=np.int64)
     taken = np.zeros(len(shares), dtype=np.int64)
     for slot in range(block):
-        source[slot] = np.argmax(shares * (slot + 1) - taken)
+        behind = taken < shares * (slot + 1)
+        source[slot] = np.argmin(np.where(behind, (taken + 1) / shares, np.inf))
         turn[slot] = taken[source[slot]]
         taken[source[slot]] += 1
     if (empty := np.flatnonzero(taken == 0)).size:
