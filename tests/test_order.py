@@ -1,4 +1,4 @@
-"""The order of training: a bijection for every size, the same global batch for every split, mixtures true to weights."""
+"""The order of training: a bijection for every size, equal batches for every split, mixtures true to their weights."""
 
 from math import prod
 

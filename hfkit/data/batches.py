@@ -6,6 +6,7 @@ calling ``read(s)``, whatever s is.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -192,5 +193,5 @@ def plan_steps(config: TrainConfig, rows: int, length: int, rank: int = 0, world
     split = Split(size, micro, rank, world_size)
     if config.epochs is None:
         return Plan(config.max_steps or 1000, split, None)
-    last = round(rows * config.epochs)
+    last = ceil(round(rows * config.epochs, 6))  # 30 · 0.1 is 3.0000000000000004
     return Plan(-(-last // size), split, last)
