@@ -1,41 +1,22 @@
-"""Text classification: heads on causal models and encoders, their loss, and probabilities for every text.
+"""Text classification: heads on causal models and encoders, class weights, and the loss.
 
-A long text becomes one row or several windows; a row weighs its class's weight over its text's windows, so that every
-text counts once. The loss is a weighted sum and the count is the sum of the weights: divided by that of the whole step,
-the gradient is the same for every split into processes and micro-batches.
+The loss is a weighted sum and its count is the sum of the weights: divided by that of the whole step, the gradient is
+the same for every split into processes and micro-batches.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkit.adapters import attach_adapter
-from hfkit.data.batches import Batch, Reader, Split, Step
-from hfkit.data.order import EMPTY, share_of_rank, shuffle
-from hfkit.loop import to_device
 from hfkit.losses import LossModule
-from hfkit.metrics import score_classification
-from hfkit.model import add_dropout, build_config, find_length, scale_residual_projections
+from hfkit.model import add_dropout, build_config, scale_residual_projections
 from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig
-from hfkit.tokenizer import open_tokenizer, special_around
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokenized texts, each one row or several windows."""
-
-    rows: list[list[int]]
-    owner: np.ndarray
-    """(rows,) the text that each row belongs to."""
-    truncated: float
-    """Share of the texts that are longer than a row."""
+from hfkit.tokenizer import open_tokenizer
 
 
 def load_classifier_tokenizer(config: ClassifierConfig) -> PreTrainedTokenizerBase:
@@ -127,41 +108,6 @@ def _add_lora(model: PreTrainedModel, rank: int) -> None:
         parameter.requires_grad_(True)
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, how: str) -> Encoded:
-    """Tokenize texts as plain ``tokenizer(text)`` does, and cut the long ones.
-
-    Args:
-        length: Tokens of a row at most, special tokens included.
-        how: What becomes of longer texts: head, head_tail or windows.
-    """
-    before, after = special_around(tokenizer)
-    room = length - len(before) - len(after)
-    rows, owner, long = [], [], 0
-    for number, ids in enumerate(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]):
-        long += len(ids) > room
-        pieces = cut_ids(ids, room, how)
-        rows += [before + piece + after for piece in pieces]
-        owner += [number] * len(pieces)
-    return Encoded(rows, np.array(owner, dtype=np.int64), long / max(1, len(texts)))
-
-
-def cut_ids(ids: list[int], room: int, how: str) -> list[list[int]]:
-    """Return the pieces of a text's tokens that the model sees.
-
-    Head and tail are a quarter and three quarters (Sun et al., 2019, arXiv:1905.05583, section 5.3.1: 128 and 382).
-
-    Example:
-        >>> [cut_ids([1, 2, 3, 4, 5, 6], 4, how) for how in ("head", "head_tail", "windows")]
-        [[[1, 2, 3, 4]], [[1, 4, 5, 6]], [[1, 2, 3, 4], [5, 6]]]
-    """
-    if len(ids) <= room:
-        return [ids]
-    if how == "windows":
-        return [ids[start : start + room] for start in range(0, len(ids), room)]
-    head = room if how == "head" else room // 4
-    return [ids[:head] + ids[len(ids) - (room - head) :]] if head < room else [ids[:room]]
-
-
 def compute_class_weights(config: ClassifierConfig, labels: Sequence[int], label_names: Sequence[str]) -> np.ndarray:
     """Return the weight of each class, (classes,).
 
@@ -206,121 +152,3 @@ class ClassificationLoss(LossModule):
             logits, targets, reduction="none", label_smoothing=self.label_smoothing if self.training else 0.0
         )
         return (losses * weights).sum(), weights.double().sum()
-
-
-def classification_rows(
-    encoded: Encoded,
-    labels_of_texts: Sequence[int],
-    class_weights: np.ndarray,
-    split: Split,
-    seed: int,
-    *,
-    last: int | None,
-    pad: int,
-) -> Reader:
-    """Return step → this process's rows; those of a step are sorted by length, so that little is padding."""
-    labels = np.array(labels_of_texts)[encoded.owner]  # (rows,)
-    windows = np.bincount(encoded.owner)
-    weights = class_weights[labels] / windows[encoded.owner]  # (rows,)
-    lengths = np.array([len(row) for row in encoded.rows])
-
-    def read(step: int) -> Step:
-        begin = step * split.global_batch_size
-        end = begin + split.global_batch_size if last is None else min(begin + split.global_batch_size, last)
-        chosen = shuffle(np.arange(begin, end), len(encoded.rows), seed)
-        chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
-        shares = share_of_rank(np.arange(len(chosen)), split.rank, split.world_size, split.micro_batch_size)
-        batches = []
-        for slots in shares:
-            rows = np.where(slots == EMPTY, chosen[-1], chosen[slots])
-            batches.append(
-                collate(encoded, rows, pad)
-                | {
-                    "targets": torch.from_numpy(labels[rows]),
-                    "weights": torch.from_numpy(np.where(slots == EMPTY, 0.0, weights[rows])).float(),
-                }
-            )
-        names = ", ".join(map(str, encoded.owner[chosen[:8]]))
-        return Step(batches, float(weights[chosen].sum()), int(lengths[chosen].sum()), f"texts {names} …")
-
-    return read
-
-
-def collate(encoded: Encoded, rows: np.ndarray, pad: int) -> Batch:
-    """Return input_ids and attention_mask of rows, padded on the right to the longest."""
-    lengths = np.array([len(encoded.rows[row]) for row in rows])
-    real = np.arange(max(1, lengths.max()))[None] < lengths[:, None]  # (rows, T)
-    ids = np.full(real.shape, pad, dtype=np.int64)
-    ids[real] = np.concatenate([encoded.rows[row] for row in rows])
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}
-
-
-@torch.no_grad()
-def predict(accelerator: Accelerator, model: nn.Module, encoded: Encoded, *, batch_size: int, pad: int) -> np.ndarray:
-    """Return class probabilities, (texts, classes) in float64, the same on every process; windows are averaged.
-
-    Args:
-        model: The transformers model, unwrapped (or sharded: every process runs as many passes).
-        batch_size: Rows per pass: speed alone.
-    """
-    training = model.training
-    model.eval()
-    world, rank = accelerator.num_processes, accelerator.process_index
-    order = np.argsort([-len(row) for row in encoded.rows], kind="stable")
-    mine = np.concatenate([order, np.full(-len(order) % world, EMPTY)])[rank::world]
-    size = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
-    scores = torch.zeros(len(encoded.rows), size, dtype=torch.float64, device=accelerator.device)
-    for begin in range(0, len(mine), batch_size):
-        part = mine[begin : begin + batch_size]
-        batch = to_device(collate(encoded, np.where(part == EMPTY, order[0], part), pad), accelerator.device)
-        with accelerator.autocast():
-            logits = model(**batch).logits.double()
-        filled = torch.from_numpy(part != EMPTY)
-        scores[torch.from_numpy(part)[filled]] = logits.softmax(-1)[filled.to(logits.device)]
-    model.train(training)
-    by_row = accelerator.reduce(scores, "sum").cpu().numpy()
-    by_text = np.zeros((encoded.owner.max() + 1, size))
-    np.add.at(by_text, encoded.owner, by_row)
-    return by_text / np.bincount(encoded.owner)[:, None]
-
-
-def score_labels(scores: np.ndarray, labels: Sequence[int], label_names: Sequence[str]) -> dict[str, Any]:
-    """Return eval_loss (nats per text) and every figure of `score_classification`."""
-    right = scores[np.arange(len(labels)), labels]
-    loss = -np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean()
-    return {"eval_loss": float(loss), **score_classification(labels, scores, label_names)}
-
-
-def name_predictions(
-    texts: Sequence[str], labels: Sequence[int] | None, scores: np.ndarray, label_names: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the rows of predictions.jsonl: text, label where it is known, prediction, scores by name."""
-    known = [{}] * len(texts) if labels is None else [{"label": label_names[label]} for label in labels]
-    return [
-        {
-            "text": text,
-            **label,
-            "prediction": label_names[int(row.argmax())],
-            "scores": dict(zip(label_names, row.tolist(), strict=True)),
-        }
-        for text, label, row in zip(texts, known, scores, strict=True)
-    ]
-
-
-def classify_texts(folder: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Classify texts with a model that the sentiment recipe saved: text, prediction, scores of each.
-
-    Raises:
-        BadInput: for a folder without such a model, and for an empty text.
-    """
-    if any(not text.strip() for text in texts) or not texts:
-        raise BadInput("classify: the text is empty")
-    tokenizer = open_tokenizer(folder)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{folder} holds no classifier that loads ({' '.join(str(error).split())[:200]})") from None
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    encoded = encode_texts(tokenizer, texts, find_length(model.config), getattr(model.config, "long_texts", "head"))
-    scores = predict(accelerator, model.to(accelerator.device), encoded, batch_size=32, pad=model.config.pad_token_id)
-    return name_predictions(texts, None, scores, [model.config.id2label[n] for n in range(model.config.num_labels)])

@@ -62,6 +62,13 @@ def parse_config(config_class: type[Config], args: list[str] | None = None) -> C
     return config
 
 
+def parse_config_or_builtin(config_class: type[Config], builtin: Path) -> Config:
+    """As `parse_config`; where no data is named, the YAML of the built-in set comes before all that is given."""
+    words = sys.argv[1:]
+    asked: Any = parse_config(config_class, [word for word in words if word != "--print_config"])
+    return parse_config(config_class, ["--config", str(builtin), *words] if asked.data.is_builtin else words)
+
+
 def save_config(config: Any, path: Path) -> None:
     """Write ``config`` as YAML that ``parse_config`` reads back to an equal object."""
     write_atomic(path, to_yaml(config))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -10,9 +10,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from hfkit.codec import Codec
 from hfkit.settings import BadInput
 from hfkit.tokenizer import open_tokenizer
-from hfkit.translation import LOADERS, Codec
+from hfkit.translation import LOADERS
 
 
 class Translation(NamedTuple):
@@ -55,7 +56,8 @@ def _search(model: PreTrainedModel, codec: Codec, prompts: list[list[int]]) -> l
     rows = [fill + ids if left else ids + fill for fill, ids in zip(filling, prompts, strict=True)]
     real = [[0] * len(fill) + [1] * len(ids) for fill, ids in zip(filling, prompts, strict=True)]
     mask = torch.tensor(real if left else [row[::-1] for row in real])
-    output = model.generate(
+    generate: Any = model.generate
+    output = generate(
         input_ids=torch.tensor(rows, device=model.device), attention_mask=mask.to(model.device), use_cache=True
     )
     generated: Tensor = output[:, longest:] if left else output[:, 1:]  # (rows, tokens)
@@ -81,6 +83,5 @@ def open_translator(folder: Path) -> tuple[PreTrainedModel, Codec]:
     tokenizer = open_tokenizer(folder)
     if facts["languages"]:
         tokenizer.src_lang, tokenizer.tgt_lang = facts["languages"]
-    return model, Codec(
-        tokenizer, facts["kind"], facts["prefix"], facts["prompt"], facts["length"], model.config.decoder_start_token_id
-    )
+    start = getattr(model.config, "decoder_start_token_id", None)
+    return model, Codec(tokenizer, facts["kind"], facts["prefix"], facts["prompt"], facts["length"], start)

@@ -6,7 +6,6 @@ epochs of a small run (5.2 nats per token where Marian has 3.8). A causal model 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -22,11 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hfkit.codec import Codec
 from hfkit.data.shards import IGNORE_INDEX
 from hfkit.losses import LossModule
 from hfkit.model import build_causal_lm, generation_config, padded_size, set_length
 from hfkit.settings import BadInput, DecodingConfig, PairDataConfig, TranslationModelConfig
-from hfkit.tokenizer import special_around
 
 LOADERS = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM}
 
@@ -46,53 +45,6 @@ SEQ2SEQ_PRESETS = {
     "small": _marian(384, 4, 6),
     "base": _marian(512, 6, 8),
 }
-
-
-@dataclass(frozen=True)
-class Codec:
-    """How texts become tokens and tokens texts: what a model needs besides its weights to translate."""
-
-    tokenizer: PreTrainedTokenizerBase
-    kind: str
-    prefix: str
-    """seq2seq: what stands before every source."""
-    prompt: str
-    """causal: what the model continues."""
-    length: int
-    """Tokens of a source, and of a target, at most."""
-    start_id: int | None = None
-    """seq2seq: the decoder's first input."""
-
-    def encode_sources(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
-        """Return what the model reads for each text, just as a plain tokenizer call gives it, and the share cut."""
-        if self.kind == "causal":
-            return self._encode_prompts(texts)
-        full = self.tokenizer([self.prefix + text for text in texts], verbose=False)["input_ids"]
-        end = len(special_around(self.tokenizer)[1])
-        cut = [ids[: self.length - end] + ids[len(ids) - end :] if len(ids) > self.length else ids for ids in full]
-        return cut, sum(len(ids) > self.length for ids in full) / max(1, len(full))
-
-    def _encode_prompts(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
-        alone = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        kept = [
-            text if len(ids) <= self.length else str(self.tokenizer.decode(ids[: self.length]))
-            for text, ids in zip(texts, alone, strict=True)
-        ]
-        prompts = [self.prompt.replace("{source}", text) for text in kept]
-        share = sum(len(ids) > self.length for ids in alone) / max(1, len(alone))
-        return self.tokenizer(prompts, verbose=False)["input_ids"], share
-
-    def encode_targets(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
-        """Return the tokens to predict for each text, the last one EOS, and the share cut.
-
-        A target that is cut has no EOS, so that nobody learns to stop in mid-sentence.
-        """
-        if self.kind == "causal":
-            plain = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-            full = [[*ids, self.tokenizer.eos_token_id] for ids in plain]
-        else:
-            full = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
-        return [ids[: self.length] for ids in full], sum(len(ids) > self.length for ids in full) / max(1, len(full))
 
 
 def build_codec(
@@ -148,13 +100,13 @@ def _set_target_language(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMo
     input, and targets end with it.
     """
     ids = tokenizer(text_target="a")["input_ids"]
-    language = tokenizer.convert_tokens_to_ids(_language_token(tokenizer))
+    language: Any = tokenizer.convert_tokens_to_ids(_language_token(tokenizer))
     if ids[0] == language:
         model.generation_config.forced_bos_token_id = language
         return ids[-1] if model.config.model_type == "mbart" else model.config.decoder_start_token_id
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = language
     model.generation_config.forced_bos_token_id = None
-    return int(language)
+    return language
 
 
 def _language_token(tokenizer: PreTrainedTokenizerBase) -> str:

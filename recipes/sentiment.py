@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfkit.config import parse_config
+from hfkit.config import parse_config_or_builtin
 from hfkit.settings import (
     BadInput,
     ClassifierConfig,
@@ -65,9 +65,7 @@ class SentimentConfig:
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
-    config = parse_config(SentimentConfig)
-    if config.data.is_builtin:
-        config = parse_config(SentimentConfig, ["--config", str(BUILTIN), *sys.argv[1:]])
+    config = parse_config_or_builtin(SentimentConfig, BUILTIN)
 
 import json
 from dataclasses import asdict, replace
@@ -81,21 +79,17 @@ from hfkit.adaptation import adapt_model
 from hfkit.classification import (
     ClassificationLoss,
     build_classifier,
-    classification_rows,
-    classify_texts,
     compute_class_weights,
-    encode_texts,
     load_classifier_tokenizer,
-    name_predictions,
-    predict,
-    score_labels,
 )
 from hfkit.data.batches import plan_steps
+from hfkit.data.label_batches import classification_rows, encode_texts
 from hfkit.data.labels import Labelled, load_labelled
 from hfkit.files import digest_of
 from hfkit.launch import launch
 from hfkit.metrics import write_predictions
 from hfkit.model import set_length
+from hfkit.prediction import classify_texts, name_predictions, predict, score_labels
 from hfkit.run import Facts, Run
 from hfkit.tokenizer import open_tokenizer, tokenizer_hash, train_tokenizer
 

@@ -9,10 +9,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfkit.config import parse_config
+from hfkit.config import parse_config_or_builtin
 from hfkit.settings import (
     BadInput,
     DecodingConfig,
+    HubConfig,
     OptimConfig,
     PairDataConfig,
     TokenizerConfig,
@@ -41,6 +42,8 @@ class TranslationConfig:
     """Steps, batch sizes (global_batch_tokens: a budget for the longer side, padded), evaluation, checkpoints."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     """Beams and length."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     """Trackers besides metrics.jsonl and the report."""
     translate: str | None = None
@@ -65,9 +68,7 @@ class TranslationConfig:
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
-    config = parse_config(TranslationConfig)
-    if config.data.is_builtin:
-        config = parse_config(TranslationConfig, ["--config", str(BUILTIN), *sys.argv[1:]])
+    config = parse_config_or_builtin(TranslationConfig, BUILTIN)
 
 import math
 from dataclasses import asdict

@@ -26,17 +26,14 @@ from transformers import (
 
 from hfkit.classification import (
     ClassificationLoss,
-    Encoded,
     build_classifier,
-    classification_rows,
-    classify_texts,
     compute_class_weights,
-    encode_texts,
     load_classifier_tokenizer,
-    predict,
 )
 from hfkit.data.batches import Split
+from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
 from hfkit.optim import build_optimizer
+from hfkit.prediction import classify_texts, predict
 from hfkit.settings import BadInput, ClassifierConfig, LabelDataConfig, OptimConfig, TokenizerConfig, TrainConfig
 from hfkit.tokenizer import train_tokenizer
 

@@ -1,0 +1,108 @@
+"""Batches of tokenized texts with class numbers; a long text is cut, or becomes several windows.
+
+A row weighs its class's weight over its text's windows, so that every text counts once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hfkit.data.batches import Batch, Reader, Split, Step
+from hfkit.data.order import EMPTY, share_of_rank, shuffle
+from hfkit.tokenizer import special_around
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenized texts, each one row or several windows."""
+
+    rows: list[list[int]]
+    owner: np.ndarray
+    """(rows,) the text that each row belongs to."""
+    truncated: float
+    """Share of the texts that are longer than a row."""
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, how: str) -> Encoded:
+    """Tokenize texts as plain ``tokenizer(text)`` does, and cut the long ones.
+
+    Args:
+        length: Tokens of a row at most, special tokens included.
+        how: What becomes of longer texts: head, head_tail or windows.
+    """
+    before, after = special_around(tokenizer)
+    room = length - len(before) - len(after)
+    rows, owner, long = [], [], 0
+    for number, ids in enumerate(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]):
+        long += len(ids) > room
+        pieces = cut_ids(ids, room, how)
+        rows += [before + piece + after for piece in pieces]
+        owner += [number] * len(pieces)
+    return Encoded(rows, np.array(owner, dtype=np.int64), long / max(1, len(texts)))
+
+
+def cut_ids(ids: list[int], room: int, how: str) -> list[list[int]]:
+    """Return the pieces of a text's tokens that the model sees.
+
+    Head and tail are a quarter and three quarters (Sun et al., 2019, arXiv:1905.05583, section 5.3.1: 128 and 382).
+
+    Example:
+        >>> [cut_ids([1, 2, 3, 4, 5, 6], 4, how) for how in ("head", "head_tail", "windows")]
+        [[[1, 2, 3, 4]], [[1, 4, 5, 6]], [[1, 2, 3, 4], [5, 6]]]
+    """
+    if len(ids) <= room:
+        return [ids]
+    if how == "windows":
+        return [ids[start : start + room] for start in range(0, len(ids), room)]
+    head = room if how == "head" else room // 4
+    return [ids[:head] + ids[len(ids) - (room - head) :]] if head < room else [ids[:room]]
+
+
+def classification_rows(
+    encoded: Encoded,
+    labels_of_texts: Sequence[int],
+    class_weights: np.ndarray,
+    split: Split,
+    seed: int,
+    *,
+    last: int | None,
+    pad: int,
+) -> Reader:
+    """Return step → this process's rows; those of a step are sorted by length, so that little is padding."""
+    labels = np.array(labels_of_texts)[encoded.owner]  # (rows,)
+    windows = np.bincount(encoded.owner)
+    weights = class_weights[labels] / windows[encoded.owner]  # (rows,)
+    lengths = np.array([len(row) for row in encoded.rows])
+
+    def read(step: int) -> Step:
+        begin = step * split.global_batch_size
+        end = begin + split.global_batch_size if last is None else min(begin + split.global_batch_size, last)
+        chosen = shuffle(np.arange(begin, end), len(encoded.rows), seed)
+        chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
+        shares = share_of_rank(np.arange(len(chosen)), split.rank, split.world_size, split.micro_batch_size)
+        batches = []
+        for slots in shares:
+            rows = np.where(slots == EMPTY, chosen[-1], chosen[slots])
+            batches.append(
+                collate(encoded, rows, pad)
+                | {
+                    "targets": torch.from_numpy(labels[rows]),
+                    "weights": torch.from_numpy(np.where(slots == EMPTY, 0.0, weights[rows])).float(),
+                }
+            )
+        names = ", ".join(map(str, encoded.owner[chosen[:8]]))
+        return Step(batches, float(weights[chosen].sum()), int(lengths[chosen].sum()), f"texts {names} …")
+
+    return read
+
+
+def collate(encoded: Encoded, rows: np.ndarray, pad: int) -> Batch:
+    """Return input_ids and attention_mask of rows, padded on the right to the longest."""
+    lengths = np.array([len(encoded.rows[row]) for row in rows])
+    real = np.arange(max(1, lengths.max()))[None] < lengths[:, None]  # (rows, T)
+    ids = np.full(real.shape, pad, dtype=np.int64)
+    ids[real] = np.concatenate([encoded.rows[row] for row in rows])
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(real.astype(np.int64))}

@@ -1,0 +1,90 @@
+"""Class probabilities for every text, whatever the batch size and the number of processes, and their scores."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from hfkit.data.label_batches import Encoded, collate, encode_texts
+from hfkit.data.order import EMPTY
+from hfkit.loop import to_device
+from hfkit.metrics import score_classification
+from hfkit.model import find_length
+from hfkit.settings import BadInput
+from hfkit.tokenizer import open_tokenizer
+
+
+@torch.no_grad()
+def predict(accelerator: Accelerator, model: nn.Module, encoded: Encoded, *, batch_size: int, pad: int) -> np.ndarray:
+    """Return class probabilities, (texts, classes) in float64, the same on every process; windows are averaged.
+
+    Args:
+        model: The transformers model, unwrapped (or sharded: every process runs as many passes).
+        batch_size: Rows per pass: speed alone.
+    """
+    training = model.training
+    model.eval()
+    world, rank = accelerator.num_processes, accelerator.process_index
+    order = np.argsort([-len(row) for row in encoded.rows], kind="stable")
+    mine = np.concatenate([order, np.full(-len(order) % world, EMPTY)])[rank::world]
+    size = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    scores = torch.zeros(len(encoded.rows), size, dtype=torch.float64, device=accelerator.device)
+    for begin in range(0, len(mine), batch_size):
+        part = mine[begin : begin + batch_size]
+        batch = to_device(collate(encoded, np.where(part == EMPTY, order[0], part), pad), accelerator.device)
+        with accelerator.autocast():
+            logits = model(**batch).logits.double()
+        filled = torch.from_numpy(part != EMPTY)
+        scores[torch.from_numpy(part)[filled]] = logits.softmax(-1)[filled.to(logits.device)]
+    model.train(training)
+    by_row = accelerator.reduce(scores, "sum").cpu().numpy()
+    by_text = np.zeros((encoded.owner.max() + 1, size))
+    np.add.at(by_text, encoded.owner, by_row)
+    return by_text / np.bincount(encoded.owner)[:, None]
+
+
+def score_labels(scores: np.ndarray, labels: Sequence[int], label_names: Sequence[str]) -> dict[str, Any]:
+    """Return eval_loss (nats per text) and every figure of `score_classification`."""
+    right = scores[np.arange(len(labels)), labels]
+    loss = -np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean()
+    return {"eval_loss": float(loss), **score_classification(labels, scores, label_names)}
+
+
+def name_predictions(
+    texts: Sequence[str], labels: Sequence[int] | None, scores: np.ndarray, label_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the rows of predictions.jsonl: text, label where it is known, prediction, scores by name."""
+    known = [{}] * len(texts) if labels is None else [{"label": label_names[label]} for label in labels]
+    return [
+        {
+            "text": text,
+            **label,
+            "prediction": label_names[int(row.argmax())],
+            "scores": dict(zip(label_names, row.tolist(), strict=True)),
+        }
+        for text, label, row in zip(texts, known, scores, strict=True)
+    ]
+
+
+def classify_texts(folder: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Classify texts with a model that the sentiment recipe saved: text, prediction, scores of each.
+
+    Raises:
+        BadInput: for a folder without such a model, and for an empty text.
+    """
+    if any(not text.strip() for text in texts) or not texts:
+        raise BadInput("classify: the text is empty")
+    tokenizer = open_tokenizer(folder)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f"{folder} holds no classifier that loads ({' '.join(str(error).split())[:200]})") from None
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    encoded = encode_texts(tokenizer, texts, find_length(model.config), getattr(model.config, "long_texts", "head"))
+    scores = predict(accelerator, model.to(accelerator.device), encoded, batch_size=32, pad=model.config.pad_token_id)
+    return name_predictions(texts, None, scores, [model.config.id2label[n] for n in range(model.config.num_labels)])
