@@ -42,7 +42,7 @@ def permute(indices: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray
         while outside.any():
             left, right = values[outside] >> np.uint64(half), values[outside] & mask
             for key in keys:
-                left, right = right, (left | mask) & (_mix(right, int(key)) & mask)
+                left, right = right, left ^ (_mix(right, int(key)) & mask)
             values[outside] = (left << np.uint64(half)) | right
             outside = values >= size
     return values.astype(np.int64)
