@@ -196,10 +196,10 @@ def fail_the_fifth_and_sixth_save() -> None:
     """Let the disk be full when checkpoints 5 and 6 are written."""
     save_file, saves = hfkit.checkpoint.save_file, count(1)
 
-    def full(tensors: object, path: Path) -> None:
+    def full(tensors: object, path: Path, **named: object) -> None:
         if path.name == "model.safetensors" and next(saves) in (5, 6):
             raise OSError(28, "No space left on device")
-        save_file(tensors, path)  # type: ignore[arg-type]
+        save_file(tensors, path, **named)  # type: ignore[arg-type]
 
     hfkit.checkpoint.save_file = full  # type: ignore[assignment]
 
