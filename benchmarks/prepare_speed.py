@@ -3,10 +3,10 @@
     python benchmarks/prepare_speed.py --prose books.jsonl [--code code.jsonl] [--pairs 5]
 
 Both sides get the same tokenizer and the same JSON Lines files with a `text` column, start in fresh processes with
-empty caches, and run in turn; a pair is one run of each, and the speed-up is the median of the pairs' ratios. Time runs from
-after the imports to the finished shards. The recipe runs with the process count (1, its tokenizer on all cores, or 2)
-that was faster in a trial. It neither cleans nor deduplicates; hfkit does exact and near deduplication in every run but
-those that show what a rule costs. Without --code, the standard library's sources are the code.
+empty caches, and run in turn; a pair is one run of each, and the speed-up is the median of the pairs' ratios. Time
+runs from after the imports to the finished shards. The recipe runs with the process count (1, its tokenizer on all
+cores, or 2) that was faster in a trial. It neither cleans nor deduplicates; hfkit does exact and near deduplication in
+every run but those that show what a rule costs. Without --code, the standard library's sources are the code.
 """
 
 import argparse
@@ -126,10 +126,7 @@ def compare(corpus: Path, tokenizer: Path, pairs: int) -> dict[str, Any]:
             "megabytes_per_second": spread(values),
             "times_the_recipe": spread(ratios),
         }
-    cpu = {
-        variant: median(measure("hfkit", corpus, tokenizer, variant)["cpu"] for _ in range(3)) / size * 1000
-        for variant in list(VARIANTS)[2:]
-    }
+    cpu = {variant: measure("hfkit", corpus, tokenizer, variant)["cpu"] / size * 1000 for variant in list(VARIANTS)[2:]}
     base = cpu["nothing but shards"]
     result["cpu_ms_per_megabyte"] = {"nothing but shards": round(base, 1)} | {
         variant.removesuffix(" only"): round(value - base, 1) for variant, value in cpu.items() if value != base
@@ -142,7 +139,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(median(values), 2), "least": round(min(values), 2), "most": round(max(values), 2)}
 
 
-def write_code(path: Path, limit: int = 20_000_000) -> None:
+def write_code(path: Path, limit: int = 10_000_000) -> None:
     """Write the standard library's sources, a file a row, `limit` characters of them."""
     written = 0
     with path.open("w") as file:

@@ -33,8 +33,7 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
     ]
     lengths = [(str(label), count) for label, count in audit.get("lengths") or [] if is_number(count)]
     removed_texts = [
-        f"<h3>{escape(rule.replace('_', ' '))}</h3>"
-        + "".join(quote(shorten(show_sample(row), PASSAGE)) for row in rows)
+        f"<h3>{escape(rule.replace('_', ' '))}</h3>" + "".join(quote(show_sample(row)) for row in rows)
         for rule, rows in (audit.get("samples") or {}).items()
         if rows
     ]
@@ -45,7 +44,13 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
         "".join(f"<p>{escape(note)}</p>" for note in audit.get("notes") or []),
         cards((name, format_short(value), note) for name, value, note in figures if is_number(value)),
         section("Removed", removed_bars(audit)),
-        section("Sources", table(columns, [[row.get(column) for column in columns] for row in sources])),
+        section(
+            "Sources",
+            table(
+                [column.replace("_", " ") for column in columns],
+                [[row.get(column) for column in columns] for row in sources],
+            ),
+        ),
         section("Document lengths", column_chart(lengths, "Documents by length", "length")),
         section("Tokenizer", facts_table(tokenizer)),
         section("What each rule removed or changed", *removed_texts),
@@ -71,8 +76,9 @@ def removed_bars(audit: dict[str, Any]) -> str:
 
 def show_sample(row: dict[str, Any]) -> str:
     """Return a sample as one passage: where it is from, its text, and what else is known of it."""
-    more = "".join(f"\n→ {name}: {value}" for name, value in row.items() if name not in ("where", "text"))
-    return f"{row.get('where', '')}: {row.get('text', '')}{more}"
+    known = [(name, shorten(value, PASSAGE)) for name, value in row.items() if name not in ("where", "text")]
+    more = "".join(f"\n→ {name}: {value}" for name, value in known)
+    return f"{row.get('where', '')}: {shorten(row.get('text', ''), PASSAGE)}{more}"
 
 
 def share_text(part: Any, whole: Any) -> str:

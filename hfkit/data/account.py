@@ -30,6 +30,14 @@ class Account:
         self.sources[source][f"removed_{rule}"] += 1
         self.sample(rule, where, text, **more)
 
+    def change(self, rules: list[str], where: str, before: str, after: str) -> None:
+        """Count a document that rules changed, and keep the place where it begins to differ as a sample."""
+        self.changed.update(rules)
+        if any(len(self.samples.get(rule, [])) < SAMPLES for rule in rules):
+            start = max(0, first_difference(before, after) - EXCERPT // 4)
+            for rule in rules:
+                self.sample(rule, where, before[start:], cleaned=after[start : start + EXCERPT])
+
     def sample(self, rule: str, where: str, text: str, **more: str) -> None:
         """Keep an excerpt for the audit page."""
         kept = self.samples.setdefault(rule, [])
@@ -71,6 +79,20 @@ class Account:
             "lengths": histogram,
             "notes": self.notes,
         }
+
+
+def first_difference(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common.
+
+    Example:
+        >>> first_difference("cafÃ© au lait", "café au lait")
+        3
+    """
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
 
 
 def _excerpt(where: str, text: str) -> str:

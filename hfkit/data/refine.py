@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hfkit.data.account import EXCERPT, Account
+from hfkit.data.account import Account
 from hfkit.data.dedup import exact_hash, signatures
 from hfkit.data.documents import Document
 from hfkit.data.holdout import Holdout, build_holdout
@@ -57,8 +57,8 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
         raise BadInput(f"no training text is left of {account.read} documents ({why})")
     if (overlapping := account.removed["contaminated"]) > MANY * account.read:
         account.notes.append(
-            f"{overlapping} of {account.read} documents hold a passage of the validation or test text and were dropped: "
-            "look at the passages, and set --data.decontaminate false if they are a frame that all documents share"
+            f"{overlapping} of {account.read} documents hold a passage of the validation or test text and were "
+            "dropped: look at the passages, and set --data.decontaminate false if they are a frame that all share"
         )
     assert account.read == account.kept + sum(account.removed.values()), "every document is kept or accounted for"
     for note in account.notes:
@@ -138,9 +138,8 @@ class Refiner:
                         self.account.remove(result.rules[-1], source.name, document.where, document.text)
                         continue
                     text = document.text if result.changed is None else result.changed
-                    for rule in result.rules:
-                        self.account.changed[rule] += 1
-                        self.account.sample(rule, document.where, document.text, cleaned=text[:EXCERPT])
+                    if result.rules:
+                        self.account.change(result.rules, document.where, document.text, text)
                     writer.write(text, document.where)
                     self.hashes.write(result.hash)
                     self.signatures.write(result.signature)
