@@ -41,14 +41,16 @@ def build_once(target: Path, build: Callable[[Path], None], ready: Callable[[Pat
     lock, failure = target.with_name(f".{target.name}.lock"), target.with_name(f".{target.name}.error")
     begin = time.time()
     while not ready(target):
-        if _acquire(lock):
+        if _acquire(lock):  # the holder before may have finished, or failed, since this process looked
             try:
-                return False if ready(target) else _build(target, build, lock, failure)
+                if ready(target):
+                    return False
+                error = read_json(failure)
+                if error and error["time"] > begin:
+                    raise BadInput(error["message"])
+                return _build(target, build, lock, failure)
             finally:
                 lock.unlink(missing_ok=True)
-        error = read_json(failure)
-        if error and error["time"] > begin:
-            raise BadInput(error["message"])
         time.sleep(0.2)
     return False
 
