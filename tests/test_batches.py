@@ -1,6 +1,8 @@
 """What each step and each evaluation reads: every token once, true counts, and nothing that depends on the split."""
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,17 @@ def stream(tmp_path: Path) -> TokenStream:
     return write_stream(tmp_path, number_documents(SHAPE))
 
 
-def readers(streams: list[TokenStream], world: int, micro: int, **options: Any) -> list[Reader]:
+def readers(
+    streams: list[TokenStream],
+    world: int,
+    micro: int,
+    weights: Sequence[float] = (1.0, 1.0),
+    global_batch: int = 4,
+    last: int | None = None,
+) -> list[Reader]:
     """One reader per rank."""
-    options = {"weights": [1.0] * len(streams), "global_batch": 4, "seed": 3, "last": None} | options
-    splits = [Split(options["global_batch"], micro, rank, world) for rank in range(world)]
-    weights, seed, last = options["weights"], options["seed"], options["last"]
-    return [packed_rows(streams, weights, LENGTH, split, seed, last=last, pad=PAD) for split in splits]
+    splits = [Split(global_batch, micro, rank, world) for rank in range(world)]
+    return [packed_rows(streams, weights, LENGTH, split, seed=3, last=last, pad=PAD) for split in splits]
 
 
 def trained_on(batches: list[Batch]) -> Counter[tuple[int, int]]:
@@ -41,7 +48,7 @@ def trained_on(batches: list[Batch]) -> Counter[tuple[int, int]]:
 
 
 def pairs_of(documents: list[list[int]]) -> Counter[tuple[int, int]]:
-    return Counter((a, b) for document in documents for a, b in zip(document, document[1:], strict=False))
+    return Counter((a, b) for document in documents for a, b in pairwise(document))
 
 
 @pytest.mark.parametrize("world, micro", [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1)])
@@ -140,7 +147,9 @@ def contexts(batches: list[Batch]) -> Counter[tuple[tuple[int, ...], int]]:
 
 
 @pytest.mark.parametrize("length", [1, 7, 64])
-def test_evaluation_reads_every_target_once_in_the_same_context_however_it_is_split(length: int, tmp_path: Path) -> None:
+def test_evaluation_reads_every_target_once_in_the_same_context_however_it_is_split(
+    length: int, tmp_path: Path
+) -> None:
     documents = [number_documents(SHAPE), number_documents([6, 11, 1], first=1000)]
     streams = [write_stream(tmp_path, part, name=str(number)) for number, part in enumerate(documents)]
     # Worked out document by document: window k of a document holds its targets k·length + 1 … (k + 1)·length.
@@ -221,5 +230,7 @@ def test_a_global_batch_in_tokens_is_that_many_sequences() -> None:
 def test_a_global_batch_that_cannot_be_divided_is_refused() -> None:
     with pytest.raises(BadInput, match="global_batch_size 9 cannot be divided among 2 processes"):
         plan(world=2, max_steps=1, global_batch_size=9)
-    with pytest.raises(BadInput, match="12 over 2 processes is 6 sequences each, not a multiple of .*micro_batch_size 4"):
+    with pytest.raises(
+        BadInput, match=r"12 over 2 processes is 6 sequences each, not a multiple of .*micro_batch_size 4"
+    ):
         plan(world=2, max_steps=1, global_batch_size=12, micro_batch_size=4)

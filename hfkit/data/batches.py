@@ -127,7 +127,7 @@ def evaluation_windows(
         part = windows[begin : begin + batch_size]
         longest = max(1, int(part[0, 2]))
         ids = np.full((len(part), longest + 1), pad, dtype=np.int64)
-        for row, (number, start, size) in enumerate(part):
+        for row, (number, start, size) in enumerate(part[part[:, 2] > 0]):  # the empty ones come last
             ids[row, : size + 1] = streams[number].tokens[start : start + size + 1]
         real = np.arange(longest) < part[:, 2:3]
         yield {
