@@ -119,7 +119,9 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a damaged checkpoint so that it is neither resumed from nor counted, and can still be looked at."""
+    """Rename a damaged checkpoint so that it is neither resumed from nor counted; the latest can still be looked at."""
+    for earlier in folder.parent.glob(".bad-*"):
+        shutil.rmtree(earlier, ignore_errors=True)
     os.replace(folder, folder.with_name(f".bad-{folder.name}-{uuid.uuid4().hex[:8]}"))
 
 

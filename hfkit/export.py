@@ -50,6 +50,11 @@ def export_model(
     replace_folder(temporary, folder)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model folder is there with its configuration and weights."""
+    return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
+
+
 def export_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write everything of a model folder but its weights."""
     folder.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ from hfkit.data.workers import num_workers
 from hfkit.loop import Diverged, Preempted
 from hfkit.remote import HubError
 from hfkit.settings import BadInput, TrainConfig
-from hfkit.status import BAD_INPUT, DIVERGED, DONE, FAILED, PREEMPTED, PUSH_FAILED, Status, is_main_process
+from hfkit.status import BAD_INPUT, DIVERGED, DONE, FAILED, PREEMPTED, PUSH_FAILED, Status, is_locked, is_main_process
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -64,18 +64,19 @@ class Stopper:
 stopper = Stopper()
 
 
-def launch(main: Callable[[Any], None], config: Any) -> None:
+def launch(main: Callable[[Any], None], config: Any, exclusive: bool = True) -> None:
     """Run a recipe's ``main`` on this process and exit with the documented status.
 
     Args:
         config: The recipe's settings; ``output_dir`` is locked by the main process for as long as ``main`` runs.
+        exclusive: Refuse a folder that another run has locked; a recipe that only reads goes on without a status.
     """
     tune_process()
     disable_progress_bar()  # transformers' own, of a model that saves in a millisecond
     stopper.install()
     status: Status | None = None
     try:
-        if is_main_process():
+        if is_main_process() and (exclusive or not is_locked(Path(config.output_dir))):
             status = Status(Path(config.output_dir))
             _current.append(status)
         main(config)

@@ -25,8 +25,8 @@ class Diverged(Exception):
     """Loss or gradient is not finite: the update was suppressed and the last checkpoint is good."""
 
 
-class Preempted(Exception):
-    """Asked to stop by a signal; the state is saved."""
+class Preempted(BaseException):
+    """Asked to stop by a signal; the state is saved. Not an Exception: no library's broad ``except`` may swallow it."""
 
 
 @dataclass

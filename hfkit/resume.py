@@ -36,6 +36,7 @@ def describe_identity(
         "data.sequence_length": getattr(config.data, "sequence_length", None),
         "train.global_batch_size": plan.split.global_batch_size,
         "train.max_steps": plan.max_steps,
+        "train.sequences": plan.last,
         **{f"optim.{name}": value for name, value in asdict(optim).items()},
         **{f"model.{name}": value for name, value in shape.items()},
         "model.dropout": config.model.dropout,

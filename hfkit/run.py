@@ -29,7 +29,7 @@ from hfkit.checkpoint import (
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
 from hfkit.data.prepare import Prepared
-from hfkit.export import export_description, export_model
+from hfkit.export import export_description, export_model, has_weights
 from hfkit.files import digest_of, read_json, write_atomic, write_json
 from hfkit.launch import PushFailed, build_accelerator, current_status, stopper
 from hfkit.loop import Hooks, Loop, Preempted, Progressed, Rhythm
@@ -398,7 +398,7 @@ class Run:
         result = read_json(self.output_dir / "result.json")
         model_folder = self.output_dir / "model"
         inner = self.accelerator.unwrap_model(self.module)
-        complete = [bool(result and result.get("steps") == self.progress.step), (model_folder / "config.json").exists()]
+        complete = [bool(result and result.get("steps") == self.progress.step), has_weights(model_folder)]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(complete)
         if not complete[1] or not complete[0]:

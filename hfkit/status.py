@@ -91,6 +91,18 @@ class Status:
                 continue
 
 
+def is_locked(output_dir: Path) -> bool:
+    """Whether another process holds the folder's lock."""
+    if not (path := output_dir / ".lock").exists():
+        return False
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
 def read_status(output_dir: Path) -> dict[str, Any]:
     """Return ``status.json``, empty where there is none."""
     return read_json(output_dir / "status.json") or {}

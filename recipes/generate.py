@@ -117,4 +117,4 @@ def write_out(path: Path | None, prompts: list[str], completions: list[Completio
 
 
 if __name__ == "__main__":
-    launch(main, config)
+    launch(main, config, exclusive=False)

@@ -79,4 +79,4 @@ def main(config: ScoreConfig) -> None:
 
 
 if __name__ == "__main__":
-    launch(main, config)
+    launch(main, config, exclusive=False)
