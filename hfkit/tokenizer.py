@@ -140,6 +140,8 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     backend = getattr(tokenizer, "_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         return [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+    backend.no_truncation()  # saved with some tokenizers, and left by a call that asked for it
+    backend.no_padding()
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
@@ -174,9 +176,10 @@ def special_around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest of everything that decides which ids a text gets."""
+    prefix = encode_prefix(tokenizer)  # first: a plain call takes back the padding and truncation of earlier ones
     backend = getattr(tokenizer, "_tokenizer", None)
     content = backend.to_str() if isinstance(backend, Tokenizer) else sorted(tokenizer.get_vocab().items())
-    return digest_of([content, tokenizer.eos_token_id, encode_prefix(tokenizer)])
+    return digest_of([content, tokenizer.eos_token_id, prefix])
 
 
 def report_tokenizer(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> dict[str, float | int]:
