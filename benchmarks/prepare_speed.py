@@ -2,8 +2,8 @@
 
     python benchmarks/prepare_speed.py --prose books.jsonl [--code code.jsonl] [--pairs 5]
 
-Both sides get the same tokenizer and the same JSON Lines files with a `text` column, start in fresh processes with
-empty caches, and run in turn; a pair is one run of each, and the speed-up is the median of the pairs' ratios. Time
+Both sides get the same tokenizer and the same JSON Lines files with a `text` column, start in a process of their own
+with empty caches, and run in turn; a pair is one run of each, and the speed-up is the median of the pairs' ratios. Time
 runs from after the imports to the finished shards. The recipe runs with the process count (1, its tokenizer on all
 cores, or 2) that was faster in a trial. It neither cleans nor deduplicates; hfkit does exact and near deduplication in
 every run but those that show what a rule costs. Without --code, the standard library's sources are the code.
@@ -11,15 +11,23 @@ every run but those that show what a rule costs. Without --code, the standard li
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from datasets import load_dataset
+from results import save_result
+from transformers import AutoTokenizer
+
+from hfkit.data.prepare import prepare_data
+from hfkit.settings import CleanConfig, DataConfig, DedupConfig, TokenizerConfig
+from hfkit.tokenizer import train_tokenizer
 
 BLOCK = 1024  # tokens a row
 VOCABULARY = 16384
@@ -37,9 +45,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def run_hfkit(corpus: str, tokenizer: str, folder: Path, variant: str) -> float:
     """Prepare the corpus with one variant; return seconds."""
-    from hfkit.data.prepare import prepare_data
-    from hfkit.settings import CleanConfig, DataConfig, DedupConfig, TokenizerConfig
-
     chosen = {"clean": True, "exact": True, "near": True, "decontaminate": False, **VARIANTS[variant]}
     config = DataConfig(
         train_files=corpus,
@@ -56,11 +61,6 @@ def run_hfkit(corpus: str, tokenizer: str, folder: Path, variant: str) -> float:
 
 def run_recipe(corpus: str, tokenizer: str, folder: Path, processes: int) -> float:
     """Tokenize and group as transformers' examples/pytorch/language-modeling/run_clm.py does; return seconds."""
-    from itertools import chain
-
-    from datasets import load_dataset
-    from transformers import AutoTokenizer
-
     loaded = AutoTokenizer.from_pretrained(tokenizer)
 
     def tokenize(examples: dict[str, list[str]]) -> Any:
@@ -82,31 +82,27 @@ def run_recipe(corpus: str, tokenizer: str, folder: Path, processes: int) -> flo
 
 def measure(side: str, corpus: Path, tokenizer: Path, detail: str) -> dict[str, float]:
     """Run one side in a process of its own with empty caches; return its wall and CPU seconds."""
+    context = multiprocessing.get_context("fork")  # everything is imported, and nothing has started a thread
+    receive, send = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
-        parallel = "false" if detail == "2" else "true"
-        environment = {**os.environ, "HF_HOME": folder, "TOKENIZERS_PARALLELISM": parallel, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, __file__, "--worker", side, str(corpus), str(tokenizer), folder, detail]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+        run = context.Process(target=work, args=(send, side, str(corpus), str(tokenizer), folder, detail))
+        run.start()
+        send.close()
+        figures = receive.recv()
+        run.join()
+    return figures
 
 
-def work(side: str, corpus: str, tokenizer: str, folder: str, detail: str) -> None:
-    """The measured process: print its figures as JSON."""
-    import datasets  # noqa: F401
-    import torch  # noqa: F401
-    import transformers  # noqa: F401
-
-    import hfkit.data.prepare  # noqa: F401
-
+def work(send: Any, side: str, corpus: str, tokenizer: str, folder: str, detail: str) -> None:
+    """Run one side; send its figures."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if detail == "2" else "true"
     before = os.times()
     if side == "hfkit":
         seconds = run_hfkit(corpus, tokenizer, Path(folder), detail)
     else:
         seconds = run_recipe(corpus, tokenizer, Path(folder), int(detail))
     after = os.times()
-    print(json.dumps({"seconds": seconds, "cpu": sum(after[:4]) - sum(before[:4])}))
+    send.send({"seconds": seconds, "cpu": sum(after[:4]) - sum(before[:4])})
 
 
 def compare(corpus: Path, tokenizer: Path, pairs: int) -> dict[str, Any]:
@@ -115,16 +111,17 @@ def compare(corpus: Path, tokenizer: Path, pairs: int) -> dict[str, Any]:
     trial = {count: measure("recipe", corpus, tokenizer, count)["seconds"] for count in ("1", "2")}
     processes = min(trial, key=lambda count: trial[count])
     result: dict[str, Any] = {"megabytes": round(size, 1), "recipe_processes": int(processes)}
-    speeds: dict[str, list[float]] = {"recipe": [], "cleaning off": [], "cleaning on": []}
+    runs: dict[str, list[dict[str, float]]] = {"recipe": [], "cleaning off": [], "cleaning on": []}
     for _ in range(pairs):
-        speeds["recipe"].append(size / measure("recipe", corpus, tokenizer, processes)["seconds"])
+        runs["recipe"].append(measure("recipe", corpus, tokenizer, processes))
         for variant in ("cleaning off", "cleaning on"):
-            speeds[variant].append(size / measure("hfkit", corpus, tokenizer, variant)["seconds"])
-    for side, values in speeds.items():
-        ratios = [value / base for value, base in zip(values, speeds["recipe"], strict=True)]
+            runs[variant].append(measure("hfkit", corpus, tokenizer, variant))
+    for side, figures in runs.items():
+        paired = list(zip(runs["recipe"], figures, strict=True))
         result[side] = {
-            "megabytes_per_second": spread(values),
-            "times_the_recipe": spread(ratios),
+            "megabytes_per_second": spread([size / run["seconds"] for run in figures]),
+            "times_the_recipe": spread([base["seconds"] / run["seconds"] for base, run in paired]),
+            "times_the_recipe_in_cpu_time": spread([base["cpu"] / run["cpu"] for base, run in paired]),
         }
     cpu = {variant: measure("hfkit", corpus, tokenizer, variant)["cpu"] / size * 1000 for variant in list(VARIANTS)[2:]}
     base = cpu["nothing but shards"]
@@ -157,17 +154,12 @@ def write_code(path: Path, limit: int = 10_000_000) -> None:
 
 def write_tokenizer(folder: Path, corpora: list[Path]) -> None:
     """Train the tokenizer that both sides use on the first 4 MB of each corpus."""
-    from hfkit.settings import TokenizerConfig
-    from hfkit.tokenizer import train_tokenizer
-
     texts = [json.loads(line)["text"] for corpus in corpora for line in corpus.open().readlines(4_000_000)]
     train_tokenizer(texts, TokenizerConfig(vocab_size=VOCABULARY)).save_pretrained(folder)
 
 
 def main() -> None:
     """Measure, print and write the result."""
-    from results import save_result
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prose", type=Path, required=True)
     parser.add_argument("--code", type=Path)
@@ -178,7 +170,12 @@ def main() -> None:
         if options.code is None:
             write_code(code)
         tokenizer = Path(folder) / "tokenizer"
-        write_tokenizer(tokenizer, [options.prose, code])
+        # In a child: a tokenizer that has used threads keeps its forks from using any.
+        child = multiprocessing.get_context("fork").Process(
+            target=write_tokenizer, args=(tokenizer, [options.prose, code])
+        )
+        child.start()
+        child.join()
         result: dict[str, Any] = {"pairs": options.pairs, "load_before": round(os.getloadavg()[0], 1)}
         for name, corpus in (("prose", options.prose), ("code", code)):
             result[name] = compare(corpus, tokenizer, options.pairs)
@@ -186,7 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--worker"]:
-        work(*sys.argv[2:])
-    else:
-        main()
+    main()
