@@ -85,8 +85,8 @@ def seed_step(seed: int, rank: int, step: int, micro_batch: int) -> None:
 
     The four numbers are spread over 64 bits by SplitMix64's increment and finaliser.
     """
-    word = seed
-    for number in (rank, step, micro_batch):
+    word = 0
+    for number in (seed, rank, step, micro_batch):
         word = (word + number + 1) * 0x9E3779B97F4A7C15 % 2**64
         word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     word ^= word >> 31
@@ -123,7 +123,7 @@ def train_step(
     # DDP and FSDP average gradients over processes; multiplying by their number turns that mean into the sum we want.
     scale = accelerator.num_processes / max(step.targets, 1e-9)
     inner: Any = getattr(model, "module", model)  # inside DDP
-    inner.upstream = scale * (accelerator.scaler.get_scale() if accelerator.scaler else 1.0)
+    inner.upstream = scale * loss_scale(accelerator)
 
     summed = torch.zeros((), device=accelerator.device)
     last = len(step.micro_batches) - 1
@@ -131,8 +131,10 @@ def train_step(
         seed_step(seed, accelerator.process_index, number, index)
         with nullcontext() if index == last else accelerator.no_sync(model):  # one all-reduce a step
             loss, _ = model(**to_device(batch, accelerator.device))
+            # A loss that is not finite makes every gradient NaN (0 · inf), so that the update is suppressed with it.
+            scaled = loss * (scale + 0 * loss.detach())
             # Accelerate's backward looks for every optional engine first: 0.5 ms a call that only a scaler is worth.
-            accelerator.backward(loss * scale) if accelerator.scaler else (loss * scale).backward()
+            accelerator.backward(scaled) if accelerator.scaler else scaled.backward()
         summed += loss.detach()
 
     if accelerator.scaler:
@@ -147,6 +149,11 @@ def train_step(
         vector[1] /= accelerator.num_processes  # the norm is the same everywhere: it is summed with the rest
         vector = accelerator.reduce(vector, "sum")
     return vector
+
+
+def loss_scale(accelerator: Accelerator) -> float:
+    """Return what fp16 multiplies the loss by; 1 in other precisions."""
+    return accelerator.scaler.get_scale() if accelerator.scaler else 1.0
 
 
 def _update(accelerator: Accelerator, optimizer: torch.optim.Optimizer, grad_norm: Tensor) -> None:
@@ -231,6 +238,7 @@ class Loop:
         while number < self.rhythm.max_steps:
             rate = set_learning_rate(self.optimizer, self.schedule(number))
             step = self.read(number)
+            scale = loss_scale(self.accelerator)
             vector = train_step(
                 self.accelerator,
                 self.model,
@@ -243,7 +251,7 @@ class Loop:
                 stop=self.hooks.should_stop(),
             )
             current = _measure(step, vector, rate, late)
-            if self._overflowed():
+            if self._overflowed(scale):
                 continue  # the same step again, on the same data, with a smaller scale
             number += 1
             stop = self._account(pending) if pending else False
@@ -258,13 +266,18 @@ class Loop:
         times = (rhythm.log_every, rhythm.eval_every, rhythm.save_every, rhythm.push_every, rhythm.sample_every)
         return any(rhythm.due(every, done) for every in times)
 
-    def _overflowed(self) -> bool:
-        """Whether the GradScaler skipped this update; an fp16 step is retried until its scale fits."""
-        if self.accelerator.scaler is None or not self.accelerator.optimizer_step_was_skipped:
+    def _overflowed(self, scale: float) -> bool:
+        """Whether the GradScaler skipped this update; an fp16 step is retried until its scale fits.
+
+        Args:
+            scale: The loss scale of this update. It falls exactly where one is skipped; Accelerate's own flag is never
+                set for fused optimizers, whose ``step`` is called in any case.
+        """
+        if loss_scale(self.accelerator) >= scale:
             self.retries = 0
             return False
         self.retries += 1
-        if self.retries > MAX_SCALER_SKIPS or self.accelerator.scaler.get_scale() < 1:
+        if self.retries > MAX_SCALER_SKIPS or loss_scale(self.accelerator) < 1:
             raise Diverged(f"step {self.progress.step + 1}: gradients overflow fp16 at every loss scale")
         return True
 
@@ -273,7 +286,6 @@ class Loop:
         loss, norm, stop = measured.read()
         progress, step = self.progress, measured.step
         progress.step += 1
-        progress.tokens += step.tokens
         if not (math.isfinite(loss) and math.isfinite(norm)):
             progress.skipped += 1
             if progress.skipped > self.rhythm.max_skipped_steps:
@@ -283,6 +295,7 @@ class Loop:
                     "the update was not applied; lower optim.learning_rate or look at these sequences"
                 )
         else:
+            progress.tokens += step.tokens
             progress.window.add(loss, step)
         mean = loss / max(step.targets, 1e-9)
         self.hooks.advance(progress.step, mean)

@@ -143,16 +143,21 @@ class CausalLMLoss(LossModule):
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are just ``hidden @ weight.T``: tried on a few tokens, since some models scale or cap them."""
+    """Whether logits are just ``hidden @ weight.T``: tried, since some models scale or cap them.
+
+    The head is fed hidden states a thousand times as large, so that a cap shows however small the logits are now.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None or head.weight.device.type == "meta":
         return False
     ids = torch.arange(4, device=head.weight.device)[None] % model.config.vocab_size
     training = model.training
     model.eval()
+    enlarge = head.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 1e3,))
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        same = torch.allclose(hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-4)
+        same = torch.allclose(1e3 * hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-1)
+    enlarge.remove()
     model.train(training)
     return same

@@ -7,6 +7,7 @@ its error, and the waiters stop with it.
 """
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -50,7 +51,7 @@ def build_once(target: Path, build: Callable[[Path], None], ready: Callable[[Pat
                     raise BadInput(error["message"])
                 return _build(target, build, lock, failure)
             finally:
-                lock.unlink(missing_ok=True)
+                _release(lock)
         time.sleep(0.2)
     return False
 
@@ -92,19 +93,30 @@ def _fill(folder: Path, build: Callable[[Path], None]) -> None:
 
 def _acquire(lock: Path) -> bool:
     """Create the lock file, or take over one whose holder is dead or silent."""
-    try:
-        with lock.open("x") as file:
-            file.write(f"{socket.gethostname()} {os.getpid()}")
+    with lock.with_suffix(".guard").open("a") as guard:
+        # Judging a lock and removing it are one act: a waiter that judged late would remove its successor's.
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if lock.exists() and _abandoned(lock):
+            lock.unlink(missing_ok=True)
+        try:
+            with lock.open("x") as file:
+                file.write(_holder())
+        except FileExistsError:
+            return False
         return True
-    except FileExistsError:
-        if _abandoned(lock):
-            stale = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                os.replace(lock, stale)  # only one waiter's rename succeeds; then all compete for a new lock
-                stale.unlink()
-            except FileNotFoundError:
-                pass
-        return False
+
+
+def _release(lock: Path) -> None:
+    """Remove the lock, unless somebody has taken it over meanwhile."""
+    try:
+        if lock.read_text() == _holder():
+            lock.unlink()
+    except FileNotFoundError:
+        return
+
+
+def _holder() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
 
 
 def _abandoned(lock: Path) -> bool:
