@@ -93,7 +93,7 @@ def _fill(folder: Path, build: Callable[[Path], None]) -> None:
 
 def _acquire(lock: Path) -> bool:
     """Create the lock file, or take over one whose holder is dead or silent."""
-    with lock.with_suffix(".guard").open("a") as guard:
+    with lock.with_name(".guard").open("a") as guard:
         # Judging a lock and removing it are one act: a waiter that judged late would remove its successor's.
         fcntl.flock(guard, fcntl.LOCK_EX)
         if lock.exists() and _abandoned(lock):
