@@ -99,8 +99,9 @@ def test_ids_without_a_token_are_never_generated(do_sample: bool) -> None:
     model = tiny_model(overrides={"tie_word_embeddings": False})
     head = model.get_output_embeddings().weight
     with torch.no_grad():
-        head[-1] = 100 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+        head[-1] = 10_000 * torch.randn(32, generator=torch.Generator().manual_seed(0))
         head[-2] = -head[-1]
+    torch.manual_seed(0)
     prompt = torch.tensor([[7, 8, 9]])
     free = model.generate(prompt, max_new_tokens=20, do_sample=do_sample, suppress_tokens=[])
     assert (free[0, 3:] >= len(tiny_tokenizer())).all()
