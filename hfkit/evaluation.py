@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,8 @@ def first_words(tokenizer: PreTrainedTokenizerBase, stream: TokenStream, count: 
         places = [int(stream.starts[index * stream.num_documents // count]) for index in range(count)]
     else:
         places = [index * len(stream.tokens) // count for index in range(count)]
-    texts = [str(tokenizer.decode(stream.tokens[place : place + 64], skip_special_tokens=True)) for place in places]
+    ends = stream.starts[np.searchsorted(stream.starts, places, "right")]  # of the documents that they lie in
+    passages = [stream.tokens[place : min(place + 64, end)] for place, end in zip(places, ends, strict=True)]
+    texts = [str(tokenizer.decode(passage, skip_special_tokens=True)) for passage in passages]
     prompts = [" ".join(text.split()[:words]) for text in texts]
     return [prompt for prompt in prompts if prompt]
