@@ -10,7 +10,7 @@ assistant's content and the token that ends its turn.
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jinja2
 import numpy as np
@@ -115,15 +115,17 @@ class ChatFormat:
         """Cut what the template writes for these roles at the contents and the edges of its generation blocks."""
         messages = [{"role": role, "content": f"\ue000{place}\ue001"} for place, role in enumerate(roles)]
         try:
-            (text,), (spans,) = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[messages],
                 chat_template=self.tokenizer.chat_template,
                 return_assistant_tokens_mask=True,
                 add_generation_prompt=prompt,
-                **self.tokenizer.special_tokens_map,
+                **cast(dict[str, Any], self.tokenizer.special_tokens_map),
             )
         except jinja2.TemplateError as error:
             raise BadInput(f"the chat template refuses the roles {', '.join(roles)}: {error}") from None
+        text: str = rendered[0][0]
+        spans: list[tuple[int, int]] = rendered[1][0]
         contents = {match.start(): match for match in PLACEHOLDER.finditer(text)}
         if [int(match[1]) for match in contents.values()] != list(range(len(roles))):
             raise BadInput(f"the chat template does not write every message of {', '.join(roles)} once and in order")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -84,7 +85,7 @@ class Dialogue:
             BadInput: for a name that does not exist or a value without meaning; nothing is changed.
         """
         kinds = {field.name: type(getattr(self.settings, field.name)) for field in fields(self.settings)}
-        changes = {}
+        changes: dict[str, Any] = {}
         for word in words:
             name, _, value = word.partition("=")
             if name not in kinds or name == "num_samples":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def stream(
         _generate(model, tokenizer, ids, torch.ones_like(ids), settings, seed, streamer)
         completion = _describe(model, tokenizer, streamer.ids, settings)
     except KeyboardInterrupt:
-        text = tokenizer.decode(streamer.ids, skip_special_tokens=True)
+        text = decode(tokenizer, streamer.ids)
         completion = Completion(_cut_at_stop(text, settings.stop), len(streamer.ids), "interrupted")
     streamer.finish(completion.text)
     return completion
@@ -123,7 +124,8 @@ def _generate(
     devices = [] if model.device.type == "cpu" else [model.device]
     with _evaluating(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        return model.generate(
+        generate: Any = model.generate  # transformers declares it callable on some models only
+        return generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
@@ -183,6 +185,11 @@ def end_tokens(model: PreTrainedModel) -> set[int]:
     return set(ends) if isinstance(ends, list) else {ends} - {None}
 
 
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    """Return the text of ids, without special tokens."""
+    return cast(str, tokenizer.decode(ids, skip_special_tokens=True))
+
+
 def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
@@ -193,7 +200,7 @@ def _describe(
     """Return the completion that these new ids spell; what follows an end token is filling."""
     ends = end_tokens(model)
     length = next((place + 1 for place, token in enumerate(new) if token in ends), None)
-    text = tokenizer.decode(new[:length], skip_special_tokens=True)
+    text = decode(tokenizer, new[:length])
     cut = _cut_at_stop(text, settings.stop)
     if cut != text:
         filler = _filler(tokenizer)
@@ -235,8 +242,8 @@ class TextStreamer(BaseStreamer):
             self.begun = True
             return
         self.ids += value.flatten().tolist()
-        before = self.tokenizer.decode(self.ids[self.context : self.settled], skip_special_tokens=True)
-        after = self.tokenizer.decode(self.ids[self.context :], skip_special_tokens=True)
+        before = decode(self.tokenizer, self.ids[self.context : self.settled])
+        after = decode(self.tokenizer, self.ids[self.context :])
         if after.endswith(INCOMPLETE):
             return
         self.text += after[len(before) :]

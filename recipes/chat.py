@@ -65,7 +65,7 @@ from hfkit.tokenizer import load_tokenizer
 
 def main(config: ChatConfig) -> None:
     """Load the model and answer until there is nothing more to read."""
-    tokenizer = load_tokenizer(config.model.path, config.model.revision)
+    tokenizer = load_tokenizer(str(config.model.path), config.model.revision)
     set_template(tokenizer)
     chat = ChatFormat(tokenizer)
     model = load_causal_lm(config.model)

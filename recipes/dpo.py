@@ -117,7 +117,7 @@ def main(config: DpoConfig) -> None:
 
     def sample(module: nn.Module, step: int) -> None:
         asked = [pair.asked for pair in (texts.validation or texts.train)[:NUM_SHOWN]]
-        answers = answer(module.model, chat, asked, config.generation, config.seed)
+        answers = answer(model, chat, asked, config.generation, config.seed)
         run.write_samples(step, [messages[-1]["content"] for messages in asked], [each.text for each in answers])
 
     run.train(pairs.reader(plan.split, config.seed, plan.last), evaluate, sample, evaluate_first=True)

@@ -124,13 +124,12 @@ def main(config: SftConfig) -> None:
     def evaluate(module: nn.Module) -> dict[str, float]:
         scores = score_replies(run.accelerator, module, held_out, chat.end_id)
         if run.progress.step == plan.max_steps:
-            inner = run.accelerator.unwrap_model(module).model
-            scores["ended_share"] = ended_share(answer(inner, chat, asked, config.generation, config.seed))
+            scores["ended_share"] = ended_share(answer(model, chat, asked, config.generation, config.seed))
         return scores
 
     def sample(module: nn.Module, step: int) -> None:
         shown = asked[:NUM_SHOWN]
-        answers = answer(module.model, chat, shown, config.generation, config.seed)
+        answers = answer(model, chat, shown, config.generation, config.seed)
         run.write_samples(step, [messages[-1]["content"] for messages in shown], [each.text for each in answers])
 
     run.train(packed.reader(plan.split, plan.last), evaluate, sample, evaluate_first=True)

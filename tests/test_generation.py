@@ -68,14 +68,14 @@ def test_greedy_equals_plain_generate_alone_and_in_a_batch(model, tokenizer) -> 
     "settings",
     [
         GREEDY,
-        GenerationSettings(max_new_tokens=40, temperature=1.5, top_p=1.0),
-        GenerationSettings(max_new_tokens=40, temperature=1.0, min_p=0.05, repetition_penalty=1.3),
-        GenerationSettings(max_new_tokens=40, temperature=1.0, top_k=20, stop=["e", "zz"]),
+        GenerationSettings(max_new_tokens=16, temperature=1.5, top_p=1.0),
+        GenerationSettings(max_new_tokens=16, temperature=1.0, min_p=0.05, repetition_penalty=1.3),
+        GenerationSettings(max_new_tokens=16, temperature=1.0, top_k=20, stop=["e", "zz"]),
     ],
 )
 def test_a_stream_gives_the_text_of_the_batch(model, tokenizer, settings) -> None:  # type: ignore[no-untyped-def]
     for prompt in encode_prompts(tokenizer, PROMPTS):
-        for seed in range(3):
+        for seed in range(2):
             pieces: list[str] = []
             streamed = stream(model, tokenizer, prompt, settings, seed, pieces.append)
             assert streamed == complete(model, tokenizer, [prompt], settings, seed)[0]

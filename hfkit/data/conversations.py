@@ -164,7 +164,7 @@ def chat_tokenizer(
     """
     path = model.path or own.path
     tokenizer = load_tokenizer(path, model.revision) if path else train_tokenizer(texts, own)
-    set_template(tokenizer, config.chat_template and config.chat_template.read_text("utf-8"))
+    set_template(tokenizer, None if config.chat_template is None else config.chat_template.read_text("utf-8"))
     return tokenizer
 
 
