@@ -79,7 +79,7 @@ def test_no_source_is_ever_more_than_a_slot_from_its_due(weights: list[float]) -
 
 
 def test_many_small_sources_beside_large_ones_get_their_due() -> None:
-    weights = [0.515, 0.417, *[0.02] * 9]  # serving whoever is furthest behind leaves one 1.16 slots short here
+    weights = [515, 417, 24, 23, *[20] * 7]  # serving whoever is furthest behind leaves one 1.14 slots short here
     source, _ = build_mixture(weights, block=500)
     due = np.arange(1, 501)[:, None] * (np.array(weights) / sum(weights))
     assert np.abs(np.cumsum(source[:, None] == np.arange(11), axis=0) - due).max() <= 1
