@@ -1,6 +1,10 @@
 """DPO: its gradient by hand, its limits, and that it learns a generated preference."""
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,8 @@ from hfkit.data.readers import Row
 from hfkit.preference import PreferenceLoss, PreferencePairs, answer_log_probs, score_preferences
 from hfkit.settings import BadInput, ChatDataConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
+
+ROOT = Path(__file__).parent.parent
 
 
 def small(vocab_size: int = 64, seed: int = 0) -> PreTrainedModel:
@@ -136,3 +142,18 @@ def test_pairs_of_texts_and_of_conversations_are_the_same() -> None:
 def test_rows_without_a_pair_are_named(values: dict, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         read(values)
+
+
+def test_the_recipe_raises_the_accuracy_and_says_so(tmp_path: Path) -> None:
+    words = (
+        "--train.max_steps 12 --train.eval_every 0 --optim.learning_rate 3e-3 --data.sequence_length 128 "
+        "--tokenizer.vocab_size 400 --adapter.rank 4 --generation.max_new_tokens 4 "
+        '--model.config_overrides {"hidden_size":32,"num_hidden_layers":1,"intermediate_size":64}'
+    ).split()
+    command = [sys.executable, "recipes/dpo.py", *words, "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert first["accuracy"] == 0.5 and result["accuracy"] >= 0.7 and result["eval_loss"] < first["eval_loss"]
+    assert (tmp_path / "adapter/adapter_model.safetensors").exists()
