@@ -83,7 +83,7 @@ from hfkit.classification import (
     load_classifier_tokenizer,
 )
 from hfkit.data.batches import plan_steps
-from hfkit.data.label_batches import classification_rows, encode_texts
+from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
 from hfkit.data.labels import Labelled, load_labelled
 from hfkit.files import digest_of
 from hfkit.launch import launch
@@ -99,7 +99,7 @@ def main(config: SentimentConfig) -> None:
     if config.classify is not None:
         return classify(config)
     data = load_labelled(config.data)
-    texts = {split: [example.text for example in examples] for split, examples in data.splits.items()}
+    texts = {split: [example.text for example in examples] for split, examples in data.splits.items() if examples}
     labels = {split: [example.label for example in examples] for split, examples in data.splits.items()}
     body, adapted = config.model, None
     if config.adapt:
@@ -112,12 +112,8 @@ def main(config: SentimentConfig) -> None:
     model = build_classifier(body, tokenizer, data.label_names, config.seed)
     set_length(model.config, length)
     model.config.long_texts = config.data.long_texts
-    encoded = {
-        split: encode_texts(tokenizer, some, length, config.data.long_texts) for split, some in texts.items() if some
-    }
-    long = {split: rows.truncated for split, rows in encoded.items()}
-    notes = [f"over {length} tokens: {share:.1%} of the {split} texts" for split, share in long.items()]
-    run.say("\n".join(f"Note: {note}." for note in data.notes + notes))
+    encoded = {split: encode_texts(tokenizer, some, length, config.data.long_texts) for split, some in texts.items()}
+    long = tell(run, data, encoded, length)
 
     plan = plan_steps(config.train, len(encoded["train"].rows), length, run.rank, run.world_size)
     module = ClassificationLoss(model, config.model.label_smoothing, config.model.head_learning_rate)
@@ -140,13 +136,19 @@ def main(config: SentimentConfig) -> None:
         return {"evaluated_on": split, **score_labels(scores, labels[split], data.label_names)}
 
     weights = compute_class_weights(config.model, labels["train"], data.label_names)
-    rows = classification_rows(
-        encoded["train"], labels["train"], weights, plan.split, config.seed, last=plan.last, pad=pad
-    )
-    run.train(rows, validate)
+    rows = (encoded["train"], labels["train"], weights, plan.split, config.seed)
+    run.train(classification_rows(*rows, last=plan.last, pad=pad), validate)
     run.choose_best(validate)
     extra = {"label_names": data.label_names, "truncated_share": long, "adapted": adapted}
     run.finish(test, extra=extra, loader=AutoModelForSequenceClassification)
+
+
+def tell(run: Run, data: Labelled, encoded: dict[str, Encoded], length: int) -> dict[str, float]:
+    """Print what is notable of the data; return the share of long texts by split."""
+    long = {split: rows.truncated for split, rows in encoded.items()}
+    notes = [f"over {length} tokens: {share:.1%} of the {split} texts" for split, share in long.items()]
+    run.say("\n".join(f"Note: {note}." for note in data.notes + notes))
+    return long
 
 
 def choose_tokenizer(config: SentimentConfig, body: ClassifierConfig, texts: list[str]) -> PreTrainedTokenizerBase:

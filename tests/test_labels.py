@@ -99,12 +99,15 @@ def test_unreadable_rows_are_skipped_when_asked(tmp_path: Path) -> None:
         ([("a", -1)], ROWS, {}, r"two classes or more; of the training texts none has a label"),
         (ROWS, [("c", 2)], {}, r"validation.jsonl:1: label '2' does not occur in the training data; its labels are"),
         (ROWS, [("c", 2)], {"label_names": ["x", "y", "z"]}, r"validation.jsonl:1: label '2' does not occur in the tr"),
+        (ROWS, None, {"validation_share": 0.0}, r"nothing to choose the best step by: give --data.validation_files"),
         ([*ROWS, (" ", 1)], ROWS, {}, r"train.jsonl:5: text: the text is empty"),
         ([*ROWS, ("x", [1])], ROWS, {}, r"train.jsonl:5: label: is \[1\], not the name or number of a class"),
         ([*ROWS, ("x", "meh")], ROWS, {"label_names": ["neg", "pos"]}, r"train.jsonl:5: label 'meh' does not occur"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path: Path, train: list, validation: list, fields: dict, message: str) -> None:
+def test_mistakes_are_one_line(
+    tmp_path: Path, train: list, validation: list | None, fields: dict, message: str
+) -> None:
     with pytest.raises(BadInput, match=message):
         load_labelled(config(tmp_path, train, validation, **fields))
 

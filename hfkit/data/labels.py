@@ -73,6 +73,10 @@ def load_labelled(config: LabelDataConfig) -> Labelled:
         examples[split] = [_number(row, names) for row in raw[split] if row.label is not None]
         if split == "train":
             _check_classes(examples[split], names)
+    if not examples["validation"]:
+        raise BadInput(
+            "there is nothing to choose the best step by: give --data.validation_files or a validation_share"
+        )
     notes = [f"{len(skipped)} rows could not be read and were skipped, such as {skipped[0]}"] if skipped else []
     for split in SPLITS[1:]:
         seen = {example.label for example in examples["train"]}
