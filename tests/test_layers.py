@@ -24,6 +24,7 @@ LAYERS = [
         *("data.builtin_chat", "data.conversations", "data.preferences"),
         *("data.labels", "data.label_batches", "data.pair_batches"),
         *(
+            "chat",
             "tokenizer",
             "encoder",
             "optim",
@@ -36,6 +37,7 @@ LAYERS = [
             "passport",
             "progress",
             "markdown",
+            "usage",
             "remote",
         ),
     },
