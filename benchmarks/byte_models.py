@@ -1,4 +1,4 @@
-"""Bits per byte that a text needs without a language model: gzip, and an order-3 byte model fitted to the training text.
+"""Bits per byte that a text needs without a language model: gzip, and an order-3 byte model of the training text.
 
     python benchmarks/byte_models.py TRAIN VALIDATION
 

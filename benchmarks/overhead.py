@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from results import save_result
 
 from hfkit.data.batches import Split, packed_rows
 from hfkit.data.shards import StreamWriter, TokenStream
@@ -27,6 +26,7 @@ from hfkit.progress import Progress
 from hfkit.settings import ModelConfig, OptimConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
 from hfkit.tracking import MetricsLog, Throughput
+from results import save_result
 
 PAIRS, STEPS, LENGTH, ROWS = 11, 60, 64, 4
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+
 from results import save_result
 
 PREPARE = """

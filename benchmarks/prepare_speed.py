@@ -22,12 +22,12 @@ from statistics import median
 from typing import Any
 
 from datasets import load_dataset
-from results import save_result
 from transformers import AutoTokenizer
 
 from hfkit.data.prepare import prepare_data
 from hfkit.settings import CleanConfig, DataConfig, DedupConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
+from results import save_result
 
 BLOCK = 1024  # tokens a row
 VOCABULARY = 16384

@@ -24,9 +24,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from huggingface_hub import constants
+
 from hub_routes import KINDS, ROUTES, Reply, Request
 from hub_store import Refused, Repo, Store
-from huggingface_hub import constants
 
 WRITE, READ, OTHER = "hf_testWRITEtoken", "hf_testREADtoken", "hf_testOTHERtoken"
 TOKENS = {WRITE: ("me", "write"), READ: ("me", "read"), OTHER: ("someone", "write")}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from streams import number_documents, write_stream
 
 from hfkit.data.batches import Batch, Reader, Split, Step, evaluation_windows, packed_rows, plan_steps
 from hfkit.data.shards import IGNORE_INDEX, TokenStream
 from hfkit.settings import BadInput, TrainConfig
+from streams import number_documents, write_stream
 
 LENGTH = 8
 PAD = 59999

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import run_in_processes
 from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import (
     AutoModelForSequenceClassification,
@@ -36,6 +35,7 @@ from hfkit.optim import build_optimizer
 from hfkit.prediction import classify_texts, predict
 from hfkit.settings import BadInput, ClassifierConfig, LabelDataConfig, OptimConfig, TokenizerConfig, TrainConfig
 from hfkit.tokenizer import train_tokenizer
+from processes import run_in_processes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 

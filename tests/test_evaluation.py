@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import run_in_processes
-from streams import number_documents, write_stream
 from transformers import PreTrainedModel
 
 from hfkit.data.shards import TokenStream
@@ -16,6 +14,8 @@ from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm
 from hfkit.settings import ModelConfig, TokenizerConfig
 from hfkit.tokenizer import encode_documents, train_tokenizer
+from processes import run_in_processes
+from streams import number_documents, write_stream
 
 SHAPE = [30, 1, 2, 17, 9, 40, 16, 5]
 TARGETS = sum(SHAPE) - len(SHAPE)

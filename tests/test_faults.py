@@ -19,7 +19,6 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from test_checkpoint import fork, limit_file_size
 
 import hfkit.checkpoint
 import hfkit.data.prepare
@@ -40,6 +39,7 @@ from runs import (
     wait_for,
     write_corpus,
 )
+from test_checkpoint import fork, limit_file_size
 
 TWO_PROCESSES = ("--config_file", str(ROOT / "accelerate_configs" / "cpu_2proc.yaml"))
 

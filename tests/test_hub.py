@@ -11,6 +11,13 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
+from hfkit import remote
+from hfkit.hub import OtherWriter, download_checkpoint, push_folder
+from hfkit.publisher import publish_run
+from hfkit.remote import HubError, check_access, resolve_model
+from hfkit.settings import BadInput, HubConfig
 from hub_runs import (  # noqa: F401
     REPO,
     ROOT,
@@ -24,13 +31,6 @@ from hub_runs import (  # noqa: F401
     remote_content,
 )
 from local_hub import OTHER, READ, WRITE, LocalHub, hub_of_this_process  # noqa: F401
-from transformers import AutoModelForCausalLM
-
-from hfkit import remote
-from hfkit.hub import OtherWriter, download_checkpoint, push_folder
-from hfkit.publisher import publish_run
-from hfkit.remote import HubError, check_access, resolve_model
-from hfkit.settings import BadInput, HubConfig
 
 # check_access
 

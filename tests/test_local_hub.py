@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
 from local_hub import OTHER, READ, LocalHub, hub_of_this_process  # noqa: F401
 
 CARD = b"---\nlicense: mit\n---\n# A model\n"

@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import run_in_processes
-from streams import number_documents, write_stream
-from tiny import tiny_model
 from torch import Tensor, nn
 
 import hfkit.loop
@@ -31,6 +28,9 @@ from hfkit.loop import Diverged, Hooks, Loop, Preempted, Progressed, Rhythm, see
 from hfkit.losses import CausalLMLoss
 from hfkit.optim import build_optimizer, build_schedule
 from hfkit.settings import OptimConfig, TrainConfig
+from processes import run_in_processes
+from streams import number_documents, write_stream
+from tiny import tiny_model
 
 LENGTH = 8
 ROWS = 39  # an epoch: 4 full steps of 8 and one of 7

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import tiny_model, tiny_tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 import hfkit.losses
 from hfkit.data.shards import IGNORE_INDEX
 from hfkit.losses import CausalLMLoss, chunked_cross_entropy
+from tiny import tiny_model, tiny_tokenizer
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 50
 

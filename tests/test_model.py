@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SHAPES, tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -22,6 +21,7 @@ from hfkit.model import (
     set_length,
 )
 from hfkit.settings import BadInput, ModelConfig
+from tiny import SHAPES, tiny_model, tiny_tokenizer
 
 PARAMETERS = {  # with a vocabulary of 32,768
     "tiny": 4_998_272,

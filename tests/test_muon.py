@@ -22,7 +22,10 @@ def test_steps_agree_with_torch_muon_up_to_its_bf16() -> None:
     start = [torch.randn(24, 8), torch.randn(8, 24), torch.randn(24, 8)]
     ours = [torch.nn.Parameter(value.clone()) for value in start]
     theirs = [torch.nn.Parameter(value.clone()) for value in start]
-    groups = [{"params": ours, "muon": True, "lr": 0.1, "weight_decay": 0.1}, {"params": [torch.nn.Parameter(start[0])]}]
+    groups = [
+        {"params": ours, "muon": True, "lr": 0.1, "weight_decay": 0.1},
+        {"params": [torch.nn.Parameter(start[0])]},
+    ]
     mine = MuonAdamW(groups, lr=0.1)
     judge = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original")
     for _ in range(3):

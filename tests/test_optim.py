@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
 from torch import nn
 
 from hfkit.losses import CausalLMLoss
 from hfkit.optim import build_optimizer, build_schedule, set_learning_rate, split_parameters, warmup_steps
 from hfkit.settings import BadInput, OptimConfig
+from tiny import tiny_model
 
 HALF = math.sqrt(0.5)
 

@@ -15,8 +15,6 @@ from typing import Any
 import datasets
 import pyarrow.parquet
 import pytest
-from planted import Planted, plant
-from test_checkpoint import limit_file_size
 
 import hfkit.data.prepare as prepare
 from hfkit.data.prepare import prepare_data
@@ -24,7 +22,9 @@ from hfkit.data.shards import TokenStream
 from hfkit.data.tokens import count_round_trip_failures
 from hfkit.settings import BadInput, CleanConfig, DataConfig, DedupConfig, SourceConfig, TokenizerConfig
 from hfkit.tokenizer import END_OF_TEXT, PAD, SPECIAL_TOKENS
+from planted import Planted, plant
 from runs import Ended, Server, Words, shared_server, write_corpus
+from test_checkpoint import limit_file_size
 
 SMALL = TokenizerConfig(vocab_size=300)
 

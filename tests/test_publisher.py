@@ -10,6 +10,12 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+
+from hfkit import remote
+from hfkit.files import write_json
+from hfkit.publisher import Publisher, finish_command, publish_run
+from hfkit.remote import HubError, check_access
+from hfkit.settings import BadInput, HubConfig
 from hub_runs import (  # noqa: F401
     REPO,
     ROOT,
@@ -23,12 +29,6 @@ from hub_runs import (  # noqa: F401
     wait_for,
 )
 from local_hub import WRITE, LocalHub, hub_of_this_process  # noqa: F401
-
-from hfkit import remote
-from hfkit.files import write_json
-from hfkit.publisher import Publisher, finish_command, publish_run
-from hfkit.remote import HubError, check_access
-from hfkit.settings import BadInput, HubConfig
 
 
 def test_publisher_without_repository_does_nothing(run: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import run_in_processes
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hfkit.checkpoint import read_checkpoint, restore_model, restore_optimizer, save_checkpoint, state_writers
@@ -17,6 +16,7 @@ from hfkit.model import build_causal_lm
 from hfkit.optim import build_optimizer
 from hfkit.settings import ModelConfig, OptimConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
+from processes import run_in_processes
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
 STEPS = 3

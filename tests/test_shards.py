@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streams import number_documents, write_stream
 
 from hfkit.data import shards
 from hfkit.data.shards import IGNORE_INDEX, TokenStream, damaged_file, read_manifest, seal, token_dtype
 from hfkit.files import write_json
 from hfkit.settings import BadInput
+from streams import number_documents, write_stream
 
 SHAPES = [[], [1], [2], [1, 1, 1], [9], [8, 8], [5, 1, 7, 2], [3, 1, 1, 20, 1], [16, 1]]
 

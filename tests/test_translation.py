@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import run_in_processes
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -43,6 +42,7 @@ from hfkit.settings import (
 )
 from hfkit.tokenizer import add_end, train_tokenizer
 from hfkit.translation import TranslationLoss, build_codec, build_translation_model, set_decoding
+from processes import run_in_processes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 
