@@ -14,8 +14,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from hfkit.files import read_json, write_atomic
-from hfkit.markdown import flatten, render_card, rows_table, show, table
+from hfkit.markdown import fact_tables, flatten, render_card, rows_table, show, table
 from hfkit.passport import public_passport
+from hfkit.usage import SNIPPETS, find_task, is_tuned_to_chat
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*", re.ASCII)
 EVALUATIONS = 12  # rows of the training table
@@ -36,37 +37,7 @@ SHAPE = (
     *("num_attention_heads", "n_head", "num_key_value_heads", "vocab_size", "max_position_embeddings", "n_positions"),
     *("tie_word_embeddings", "dtype"),
 )
-SNIPPETS = {
-    "text-generation": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
-inputs = tokenizer("The", return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens=50, do_sample=True, top_p=0.95)
-print(tokenizer.decode(output[0], skip_special_tokens=True))""",
-    "chat": """\
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
-messages = [{{"role": "user", "content": "Hello"}}]
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens=50)
-print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""",
-    "text-classification": """\
-from transformers import pipeline
-
-classify = pipeline("text-classification", model="{name}")
-print(classify("A sentence to classify."))""",
-    "translation": """\
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForSeq2SeqLM.from_pretrained("{name}")
-output = model.generate(**tokenizer("A sentence to translate.", return_tensors="pt"), max_new_tokens=50)
-print(tokenizer.decode(output[0], skip_special_tokens=True))""",
-}
+COUNTED = ("key", "removed")  # of the data's facts: the audit has them too
 
 
 def write_model_card(output_dir: Path, repo_id: str | None = None) -> str:
@@ -89,7 +60,7 @@ def render_model_card(output_dir: Path, model_dir: Path, repo_id: str | None = N
     name = repo_id or config.get("hub", {}).get("repo_id") or "model"
     task = find_task(model)
     metadata = model_metadata(name, task, config, result)
-    chat = task == "text-generation" and (model_dir / "chat_template.jinja").exists()
+    chat = task == "text-generation" and (model_dir / "chat_template.jinja").exists() and is_tuned_to_chat(config)
     snippet = SNIPPETS["chat" if chat else task].format(name=name)
     sections = {
         "Use": f"```python\n{snippet}\n```",
@@ -120,14 +91,6 @@ def read_facts(output_dir: Path) -> dict[str, Any]:
         "passport": public_passport(facts["passport"]),
         "metrics": [json.loads(line) for line in lines if line.endswith("}")],
     }
-
-
-def find_task(model: dict[str, Any]) -> str:
-    """Return the Hub's name for what the model does."""
-    if model.get("is_encoder_decoder"):
-        return "translation"
-    architecture = (model.get("architectures") or [""])[0]
-    return "text-classification" if architecture.endswith("ForSequenceClassification") else "text-generation"
 
 
 def model_metadata(name: str, task: str, config: dict[str, Any], result: dict[str, Any]) -> ModelCardData:
@@ -205,7 +168,13 @@ def data_section(passport: dict[str, Any], audit: dict[str, Any]) -> str:
         f"documents changed: {rule.replace('_', ' ')}": number for rule, number in audit.get("changed", {}).items()
     }
     counts |= {key: audit[key] for key in ("bytes", "tokens", "key") if key in audit}
-    return table(flatten(passport.get("data", {}))) + "\n" + table(counts)
+    facts = {key: value for key, value in passport.get("data", {}).items() if key not in COUNTED or key not in audit}
+    hashes = facts.pop("provenance", {})
+    for source in facts.get("sources", []):
+        source["content hash"] = hashes.pop(source["name"], None)
+    if hashes:
+        facts["content hash"] = hashes
+    return fact_tables(facts) + "\n" + table(counts)
 
 
 def tokenizer_facts(audit: dict[str, Any], passport: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,24 @@
-"""The card of a prepared corpus, written from what `prepare` left: configuration, audit and public passport."""
+"""A prepared corpus on the Hub: its text, and a card written from what `prepare` left (configuration, audit, passport).
 
+Of the text's columns only `text` leaves the machine: the other one says in which file a document was found.
+"""
+
+import shutil
+import sys
+import uuid
 from pathlib import Path
 
-from huggingface_hub import DatasetCardData
+import pyarrow.parquet
+from huggingface_hub import DatasetCardData, HfApi
 
 from hfkit.card import data_section, dataset_id, read_facts, tokenizer_facts
-from hfkit.files import write_atomic
+from hfkit.files import read_json, write_atomic, write_json
+from hfkit.hub import push_folder
 from hfkit.markdown import flatten, render_card, table
+from hfkit.passport import public_passport
+from hfkit.publisher import check_private
+from hfkit.remote import HubError, call
+from hfkit.settings import RepositoryConfig
 
 
 def write_dataset_card(output_dir: Path, repo_id: str | None = None) -> str:
@@ -32,7 +44,6 @@ def write_dataset_card(output_dir: Path, repo_id: str | None = None) -> str:
     cleaning = {key: config.get("data", {}).get(key) for key in ("clean", "dedup", "decontaminate")}
     sections = {
         "Data": data_section(facts["passport"], audit),
-        "Splits": table(flatten(audit.get("splits", {}))),
         "Rules": table(flatten({key: value for key, value in cleaning.items() if value is not None})),
         "Tokenizer": table(tokenizer_facts(audit, facts["passport"])),
         "Versions": table(facts["passport"].get("versions", {})),
@@ -40,3 +51,45 @@ def write_dataset_card(output_dir: Path, repo_id: str | None = None) -> str:
     text = render_card(metadata.to_yaml(), name.split("/")[-1], f"A corpus{size}, prepared with hfkit.", sections)
     write_atomic(output_dir / "README.md", text)
     return text
+
+
+def publish_corpus(config: RepositoryConfig, output_dir: Path, text: Path) -> bool:
+    """Publish the text of a prepared corpus with its card and public passport; return whether that succeeded.
+
+    Args:
+        text: Folder of the Parquet files, each named after its split.
+
+    Raises:
+        HubError: if it failed and is required.
+    """
+    assert config.repo_id is not None
+    repo_id, staging = config.repo_id, output_dir / f".push-{uuid.uuid4().hex[:8]}"
+    try:
+        staging.mkdir()
+        for path in sorted(text.glob("*.parquet")):
+            copy_text(path, staging / path.name)
+        write_atomic(staging / "README.md", write_dataset_card(output_dir, repo_id))
+        write_json(staging / "passport.json", public_passport(read_json(output_dir / "passport.json") or {}))
+        check_private(staging, output_dir)
+        call(lambda: HfApi().create_repo(repo_id, private=config.private, repo_type="dataset", exist_ok=True))
+        push_folder(staging, repo_id, message="Publish the corpus", repo_type="dataset")
+    except HubError as error:
+        if config.required:
+            raise
+        print(
+            f"warning: pushing the corpus to {repo_id} failed: {error}\nto finish the push: run the same command again",
+            file=sys.stderr,
+        )
+        return False
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return True
+
+
+def copy_text(source: Path, target: Path) -> None:
+    """Write the column `text` of a Parquet file into another, a row group at a time."""
+    file = pyarrow.parquet.ParquetFile(source)
+    schema = file.schema_arrow
+    with pyarrow.parquet.ParquetWriter(target, pyarrow.schema([schema.field("text")]), compression="zstd") as writer:
+        for group in range(file.num_row_groups):
+            writer.write_table(file.read_row_group(group, columns=["text"]))

@@ -26,7 +26,7 @@ STATE_FOLDER = "checkpoint"  # of a step's branch; holds the training state besi
 REPLACED = (
     "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "generation_config.json", "samples.jsonl", "predictions.jsonl",
-    f"{STATE_FOLDER}/*",
+    "train-*.parquet", "validation.parquet", "test.parquet", f"{STATE_FOLDER}/*",
 )  # fmt: skip
 
 

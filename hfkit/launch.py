@@ -22,8 +22,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from hfkit.data.workers import num_workers
 from hfkit.loop import Diverged, Preempted
-from hfkit.remote import HubError
-from hfkit.settings import BadInput, TrainConfig
+from hfkit.remote import HubError, check_access
+from hfkit.settings import BadInput, HubConfig, TrainConfig
 from hfkit.status import BAD_INPUT, DIVERGED, DONE, FAILED, PREEMPTED, PUSH_FAILED, Status, is_locked, is_main_process
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -79,6 +79,7 @@ def launch(main: Callable[[Any], None], config: Any, exclusive: bool = True) -> 
         if is_main_process() and (exclusive or not is_locked(Path(config.output_dir))):
             status = Status(Path(config.output_dir))
             _current.append(status)
+            check_hub(config)
         main(config)
         code, message = DONE, ""
     except BadInput as error:
@@ -109,6 +110,12 @@ def launch(main: Callable[[Any], None], config: Any, exclusive: bool = True) -> 
         torch.distributed.destroy_process_group()
     # Library threads (an upload that hangs, a dead collective) must not hold back the exit status.
     os._exit(code)
+
+
+def check_hub(config: Any) -> None:
+    """See that a recipe may publish where its ``hub`` section says, before data is prepared or anything is trained."""
+    if hub := getattr(config, "hub", None):
+        check_access(hub, "model" if isinstance(hub, HubConfig) else "dataset")
 
 
 _current: list[Status] = []

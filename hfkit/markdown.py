@@ -69,3 +69,32 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in items:
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def fact_tables(facts: dict[str, Any]) -> str:
+    """Return nested facts as tables: one row for each of a list or group of things with facts, the rest in pairs.
+
+    Example:
+        >>> print(fact_tables({"revision": "main", "splits": {"train": {"rows": 2000}, "test": {"rows": 10}}}), end="")
+        | splits | rows |
+        |---|---|
+        | train | 2,000 |
+        | test | 10 |
+        <BLANKLINE>
+        | | |
+        |---|---|
+        | revision | main |
+    """
+    tables, rest = [], {}
+    for name, value in facts.items():
+        items = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else []
+        rows = [{name: key, **flatten(item)} for key, item in items if isinstance(item, dict)]
+        if not rows or len(rows) < len(value):
+            rest[name] = value
+            continue
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        lines = [["" if row.get(column) is None else show(row[column]) for column in columns] for row in rows]
+        if len(lines) > LONGEST_LIST:
+            lines[LONGEST_LIST:] = [[f"and {len(lines) - LONGEST_LIST} more", *[""] * (len(columns) - 1)]]
+        tables.append(rows_table([column.replace("_", " ") for column in columns], lines))
+    return "\n".join([*tables, table(flatten(rest))])

@@ -287,7 +287,7 @@ def check_private(folder: Path, output_dir: Path) -> None:
     """Raise HubError if a text file holds the Hub token, the home folder or the run's folder."""
     places = {str(place) for place in (Path.home(), output_dir.resolve(), Path.cwd()) if len(place.parts) > 1}
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix == ".safetensors":
+        if not path.is_file() or path.suffix in (".safetensors", ".parquet"):
             continue
         content = path.read_bytes()
         if (token := get_token()) and token.encode() in content:

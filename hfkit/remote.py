@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 
 from hfkit.files import digest
-from hfkit.settings import BadInput, HubConfig
+from hfkit.settings import BadInput, RepositoryConfig
 
 TIMEOUT = 120.0  # seconds of silence after which a request counts as lost
 TRIES = 6  # with the waits below, half a minute, and a minute at worst
@@ -130,7 +130,7 @@ def explain(error: BaseException) -> str:
     return " ".join(text.split())[:500]
 
 
-def check_access(config: HubConfig, repo_type: str = "model") -> None:
+def check_access(config: RepositoryConfig, repo_type: str = "model") -> None:
     """Make sure, before any work, that `hub.repo_id` can be written: sign-in, permission, repository (made if missing).
 
     An unreachable Hub is only a warning, unless `hub.required`.
@@ -163,7 +163,7 @@ def check_access(config: HubConfig, repo_type: str = "model") -> None:
         if config.required:
             raise HubError(f"hub.required is set and the Hub cannot be reached: {error}") from error
         print(
-            f"warning: the Hub cannot be reached now ({error}); training goes on, pushes are tried later",
+            f"warning: the Hub cannot be reached now ({error}); the work goes on, pushes are tried later",
             file=sys.stderr,
         )
 

@@ -39,7 +39,6 @@ from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
 from hfkit.progress import Progress
 from hfkit.publisher import FINISH_TIMEOUT, Publisher
-from hfkit.remote import check_access
 from hfkit.report import write_report
 from hfkit.resume import choose_checkpoint, compare_identity, describe_identity
 from hfkit.settings import BadInput, HubConfig, OptimConfig, TrainConfig
@@ -106,7 +105,6 @@ class Run:
         self.log: MetricsLog | None = None
         self.bar: Progress | None = None
         self.hub: HubConfig = getattr(config, "hub", HubConfig())
-        self.on_main(lambda: check_access(self.hub))
         self.publisher = Publisher(self.hub, self.output_dir) if self.is_main else None
 
     @property
@@ -203,7 +201,7 @@ class Run:
         )
         if self.facts.audit:
             write_json(self.output_dir / "audit.json", self.facts.audit)
-        if self.hub.push_every:
+        if self.hub.repo_id and self.hub.push_every:
             export_description(self.model, self.tokenizer, self.output_dir / DESCRIPTION)
         self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.progress.step)
         start_trackers(

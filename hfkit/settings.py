@@ -259,7 +259,7 @@ class ModelConfig:
     """Which model: a preset built from scratch, or a folder or Hub id to go on from."""
 
     preset: str = "small"
-    """Name of a shape in `hfkit/model.py`: tiny, mini, small, base, medium, large, xl, gpt2, qwen3-small …"""
+    """Name of a shape in `hfkit/model.py`: tiny, mini, small, base, medium, large, xl, gpt2, qwen3-base …"""
     path: str | None = None
     """Folder or Hub id of a model to continue training; excludes preset."""
     revision: str | None = None
@@ -417,31 +417,40 @@ class GenerationSettings:
 
 
 @dataclass
-class HubConfig:
+class RepositoryConfig:
     """Publishing on the Hub. The token comes from HF_TOKEN or `hf auth login`, never from here."""
 
     repo_id: str | None = None
     """Repository to publish in, as `name/model`; null publishes nothing."""
     private: bool = True
     """Create the repository as private; an existing one stays as it is."""
-    push_every: int | None = None
-    """Optimizer steps between pushes, each also a branch `step-…`; null: only at the end. Only steps that are saved."""
     required: bool = False
     """A push that fails makes the run end with status 4; otherwise it is a warning and the files stay local."""
-    include_samples: bool = False
-    """Publish samples.jsonl and predictions.jsonl too, which may quote the data."""
-    include_checkpoints: bool = False
-    """Put the training state into each `step-…` branch, so that `--resume hub` continues on another machine."""
-    revision: str | None = None
-    """Branch that `--resume hub` continues from, such as step-00001000; null is the newest whole one."""
     license: str | None = None
-    """License of the model for its card, as the Hub spells it, such as apache-2.0."""
+    """License for the card, as the Hub spells it, such as apache-2.0."""
     language: str | list[str] | None = None
     """Language codes for the card, such as en; null takes what the run knows."""
 
     def __post_init__(self) -> None:
         if self.repo_id is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repo_id, re.ASCII):
             raise BadInput(f"hub.repo_id must be name/model, with letters, digits, - _ and ., not {self.repo_id!r}")
+
+
+@dataclass
+class HubConfig(RepositoryConfig):
+    """Publishing a run's model, and its checkpoints while it trains."""
+
+    push_every: int | None = None
+    """Optimizer steps between pushes, each saved first and then also a branch `step-…`; null: only at the end."""
+    include_samples: bool = False
+    """Publish samples.jsonl and predictions.jsonl too, which may quote the data."""
+    include_checkpoints: bool = False
+    """Put the training state into each `step-…` branch, so that `--resume hub` continues on another machine."""
+    revision: str | None = None
+    """Branch that `--resume hub` continues from, such as step-00001000; null is the newest whole one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.push_every is not None and self.push_every < 0:
             raise BadInput(f"hub.push_every must be at least 0, not {self.push_every}")
 
@@ -474,7 +483,7 @@ class ClassifierConfig(ModelConfig):
     """Which model gets a classification head: a preset built from scratch, or a causal model or encoder that exists."""
 
     preset: str = "tiny"
-    """Name of a shape in `hfkit/model.py`: tiny, mini, small, base, medium, large, xl, gpt2, qwen3-small …"""
+    """Name of a shape in `hfkit/model.py`: tiny, mini, small, base, medium, large, xl, gpt2, qwen3-base …"""
     head_learning_rate: float | None = None
     """Peak learning rate of the new head; null is optim.learning_rate."""
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"

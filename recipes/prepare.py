@@ -8,6 +8,8 @@ What is printed ends with the folder of the text, which opens as a dataset:
 
     datasets.load_dataset("parquet", data_files="FOLDER/train-*.parquet")
 
+With --hub.repo_id me/corpus the text becomes a data set on the Hub, with a card made of the audit.
+
 A mixture of sources is written in YAML, see recipes/configs/prepare/mixture.yaml.
 """
 
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config
-from hfkit.settings import DataConfig, TokenizerConfig
+from hfkit.settings import DataConfig, RepositoryConfig, TokenizerConfig
 
 
 @dataclass
@@ -26,6 +28,8 @@ class PrepareConfig:
     """Which text, and how it is cleaned, deduplicated and packed."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Byte-level BPE trained on `data`, or a tokenizer that exists."""
+    hub: RepositoryConfig = field(default_factory=RepositoryConfig)
+    """Where to publish the text as a dataset; nothing leaves the machine unless `repo_id` is set."""
     output_dir: Path = Path("runs/prepare")
     """Where the audit goes."""
     seed: int = 0
@@ -38,20 +42,30 @@ if __name__ == "__main__":  # before anything heavy is imported: help and mistak
 from hfkit.audit_page import write_audit_page
 from hfkit.config import save_config
 from hfkit.data.prepare import prepare_data
+from hfkit.dataset_card import publish_corpus
 from hfkit.files import write_json
-from hfkit.launch import launch
+from hfkit.launch import current_status, launch
+from hfkit.passport import write_passport
+from hfkit.run import Facts
 from hfkit.status import describe, is_main_process
 
 
 def main(config: PrepareConfig) -> None:
     """Prepare, or find what was prepared, and write the audit."""
     data = prepare_data(config.data, config.tokenizer)
-    if is_main_process():
-        save_config(config, config.output_dir / "config.yaml")
-        write_json(config.output_dir / "audit.json", data.audit)
-        write_audit_page(data.audit, config.output_dir / "audit.html")
-        shown = {name: data.audit[name] for name in ("documents", "removed", "splits", "tokenizer", "reused")}
-        print(describe({**shown, "text": str(data.text)}))
+    if not is_main_process():
+        return
+    facts = Facts.of(data)
+    save_config(config, config.output_dir / "config.yaml")
+    write_json(config.output_dir / "audit.json", data.audit)
+    write_audit_page(data.audit, config.output_dir / "audit.html")
+    write_passport(config.output_dir, data=facts.data, tokenizer=facts.tokenizer, seed=config.seed)
+    shown = {name: data.audit[name] for name in ("documents", "removed", "splits", "tokenizer", "reused")}
+    print(describe({**shown, "text": str(data.text)}))
+    if config.hub.repo_id and (status := current_status()):
+        status.update(push="failed")
+        if publish_corpus(config.hub, config.output_dir, data.text):
+            status.update(push="done")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_runs import quick  # noqa: F401
 from huggingface_hub import DatasetCard, ModelCard, ModelCardData
-from local_hub import WRITE, LocalHub, hub_of_this_process  # noqa: F401
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hfkit.card import render_model_card, write_model_card
@@ -21,6 +19,8 @@ from hfkit.files import write_json
 from hfkit.publisher import publish_run
 from hfkit.remote import check_access
 from hfkit.settings import HubConfig
+from hub_runs import quick  # noqa: F401
+from local_hub import WRITE, LocalHub, hub_of_this_process  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 RESULT = {
@@ -74,7 +74,13 @@ def run(tmp_path: Path) -> Path:
         run / "passport.json",
         {
             "command": ["pretrain.py", "--data.train_files", f"{run}/corpus.txt", "--token", WRITE],
-            "data": {"files": [{"path": f"{run}/corpus.txt", "sha256": "f" * 64}]},
+            "data": {
+                "key": "abcd",
+                "files": [{"path": f"{run}/corpus.txt", "sha256": "f" * 64}],
+                "sources": [{"name": "books", "documents": 1100, "bytes": 9000}, {"name": "web", "documents": 100}],
+                "splits": {"train": {"documents": 1100}},
+                "provenance": {"books": "b" * 64, "web": "c" * 64, "validation": "d" * 64},
+            },
             "tokenizer": {"sha256": "e" * 64},
             "versions": {"python": "3.11.9", "hfkit": "0.1.0"},
             "hardware": {"cpu": "Some Processor", "cores": 2, "gpus": []},
@@ -120,12 +126,18 @@ def test_sections_state_the_facts(run: Path) -> None:
     assert "| Perplexity per token | 3.49 |" in section(text, "Results")
     assert "5,000 tokens, 10,017 bytes" in section(text, "Results")
     for line in (
-        f"| files.0.sha256 | {'f' * 64} |",
+        f"| 1 | corpus.txt | {'f' * 64} |",
         "| documents kept | 1,200 |",
         "| removed: exact duplicates | 30 |",
+        "| sources | name | documents | bytes | content hash |",
+        f"| 1 | books | 1,100 | 9,000 | {'b' * 64} |",
+        f"| 2 | web | 100 |  | {'c' * 64} |",
+        "| train | 1,100 |",
+        f"| content hash.validation | {'d' * 64} |",
+        "| key | abcd |",
     ):
         assert line in section(text, "Data")
-    assert "| files.0.path | corpus.txt |" in section(text, "Data")
+    assert "| files | path | sha256 |" in section(text, "Data")
     assert "| bytes per token | 1.5 |" in section(text, "Tokenizer")
     assert "| num hidden layers | 1 |" in section(text, "Architecture")
     for line in (
@@ -189,13 +201,16 @@ def test_dataset_card(run: Path) -> None:
     text = write_dataset_card(run, "me/corpus")
     data = DatasetCard(text).data.to_dict()
     assert (data["pretty_name"], data["license"], data["tags"]) == ("corpus", "mit", ["hfkit"])
-    assert "A corpus of 1,200 documents" in text and "| train.documents | 1,100 |" in text
+    assert "A corpus of 1,200 documents" in text and "| train | 1,100 |" in text
 
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_snippet_runs(hub: LocalHub, run: Path, capsys: pytest.CaptureFixture[str], chat: bool) -> None:
+    # The tokenizer of a pretrained model has a template already; only training on conversations makes it one for chat.
+    (run / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     if chat:
-        (run / "model" / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+        config = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(config.replace("dataset: null", "messages_column: messages"))
     check_access(HubConfig(repo_id="me/small-model"))
     publish_run(HubConfig(repo_id="me/small-model"), run)
     card = hub.files("me/small-model")["README.md"].decode()
@@ -212,6 +227,7 @@ def push(hub: LocalHub, home: Path, *flags: str, token: str | None = WRITE) -> s
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.slow
 def test_push_recipe(hub: LocalHub, run: Path, tmp_path: Path) -> None:
     flags = ["--model.path", str(run), "--hub.repo_id", "me/other-name"]
     hub.fail("commit", 403, times=None)

@@ -42,6 +42,7 @@ def test_publisher_is_due(run: Path) -> None:
     assert not any(Publisher(HubConfig(repo_id=REPO), run).due(step) for step in range(1, 9))
 
 
+@pytest.mark.slow
 def test_every_revision_loads_bit_for_bit_in_a_fresh_process(hub: LocalHub, run: Path, tmp_path: Path) -> None:
     publisher = Publisher(all_config(), run)
     for step in (1, 2, 3):
@@ -122,6 +123,7 @@ def test_steps_do_not_wait_for_a_hub_that_hangs(hub: LocalHub, run: Path, monkey
     assert time.monotonic() - begun < 2
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_the_hub_hangs(hub: LocalHub, run: Path, tmp_path: Path) -> None:
     hub.fail("lfs_put", "hang", times=None)
     code = (
