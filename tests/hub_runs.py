@@ -9,7 +9,6 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from local_hub import LocalHub
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,6 +16,7 @@ from hfkit import remote
 from hfkit.checkpoint import model_tensors, save_checkpoint
 from hfkit.files import write_json
 from hfkit.settings import HubConfig
+from local_hub import LocalHub
 
 ROOT = Path(__file__).parents[1]
 REPO = "me/model"
