@@ -122,7 +122,8 @@ def test_signals_before_the_first_save_end_with_75_and_no_checkpoint(
     stopped = server.run("prepare", slowly_prepared(slowly), tmp_path / "run", send, "test_faults.wait_in_preparation")
     assert (stopped.code, stopped.status["state"], stopped.status["checkpoint"]) == (75, "preempted", None)
     assert "Traceback" not in stopped.stderr
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["contents.json"]  # nothing half-built, no lock
+    # Nothing half-built and no lock: only the guard of all locks.
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".guard", "contents.json"]
     again = server.run("prepare", slowly_prepared(slowly), tmp_path / "run")
     assert (again.code, again.status["state"]) == (0, "done")
 
@@ -159,7 +160,7 @@ def test_a_kill_in_the_preparation_is_cleaned_up_by_the_next_run(
     assert any(path.name.startswith(".tmp-text-") for path in (tmp_path / "cache").iterdir())
     again = server.run("prepare", fresh, tmp_path / "run")
     assert again.code == 0, again.stderr
-    assert not [path.name for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")]
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.name.startswith(".")] == [".guard"]
 
 
 def test_each_damaged_file_of_the_newest_checkpoint_is_named_and_the_older_one_used(
