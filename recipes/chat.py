@@ -112,6 +112,7 @@ def answer(dialogue: Dialogue, text: str, config: ChatConfig) -> None:
     """Print the answer as it is made, and say what the reader should know about it."""
     begin = time.perf_counter()
     reply = dialogue.reply(text, show)
+    keep(dialogue, config)  # before anything is said of it: who has read the answer may close the terminal
     print(flush=True)
     remarks = []
     if reply.hidden:
@@ -126,7 +127,6 @@ def answer(dialogue: Dialogue, text: str, config: ChatConfig) -> None:
         remarks.append(f"{reply.completion.tokens / (time.perf_counter() - begin):.0f} tokens/s")
     if remarks:
         say(f"({'; '.join(remarks)})")
-    keep(dialogue, config)
 
 
 def show(piece: str) -> None:
@@ -138,11 +138,9 @@ def answer_json(dialogue: Dialogue, config: ChatConfig) -> None:
     """Answer a line of JSON with a line of JSON; a bad line with its error."""
     for number, line in enumerate(sys.stdin, 1):
         try:
-            print(
-                json.dumps(as_json(dialogue.reply(message_of(line), lambda piece: None)), ensure_ascii=False),
-                flush=True,
-            )
+            reply = dialogue.reply(message_of(line), lambda piece: None)
             keep(dialogue, config)
+            print(json.dumps(as_json(reply), ensure_ascii=False), flush=True)
         except BadInput as problem:
             print(json.dumps({"error": f"line {number}: {problem}"}, ensure_ascii=False), flush=True)
 
