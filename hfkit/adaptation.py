@@ -11,7 +11,7 @@ from torch import nn
 
 from hfkit.data.batches import packed_rows, plan_steps
 from hfkit.data.prepare import prepare_data
-from hfkit.evaluation import score_text
+from hfkit.evaluation import score_held_out
 from hfkit.export import export_model
 from hfkit.files import write_atomic
 from hfkit.losses import CausalLMLoss
@@ -69,9 +69,7 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
     run.set_up(CausalLMLoss(model), own.optim, plan, data.tokenizer)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        held_out = [data.validation] if data.validation else data.train
-        size = data.bytes["validation" if data.validation else "train"]
-        return score_text(run.accelerator, module, held_out, size, length, batch_size=8)
+        return score_held_out(run.accelerator, module, data, length)
 
     run.say(f"Adapting the language model to {len(texts)} texts of the task: {plan.max_steps} steps.")
     before = evaluate(run.module)

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hfkit.data.batches import evaluation_windows
+from hfkit.data.prepare import Prepared
 from hfkit.data.shards import TokenStream
 from hfkit.loop import sum_losses
 from hfkit.metrics import score_language_model
@@ -32,6 +33,13 @@ def score_text(
     windows = evaluation_windows(streams, length, batch_size, accelerator.process_index, accelerator.num_processes)
     nats, targets = sum_losses(accelerator, module, windows)
     return score_language_model(nats, round(targets), num_bytes)
+
+
+def score_held_out(accelerator: Accelerator, module: nn.Module, data: Prepared, length: int) -> dict[str, float]:
+    """Return the scores of the validation text; of the training text where nothing is held out."""
+    streams = [data.validation] if data.validation else data.train
+    size = data.bytes["validation" if data.validation else "train"]
+    return score_text(accelerator, module, streams, size, length, batch_size=8)
 
 
 def first_words(tokenizer: PreTrainedTokenizerBase, stream: TokenStream, count: int = 3, words: int = 8) -> list[str]:

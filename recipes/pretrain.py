@@ -58,7 +58,7 @@ from torch import nn
 
 from hfkit.data.batches import packed_rows, plan_steps
 from hfkit.data.prepare import prepare_data
-from hfkit.evaluation import first_words, score_text
+from hfkit.evaluation import first_words, score_held_out
 from hfkit.generation import continue_prompts
 from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
@@ -83,9 +83,7 @@ def main(config: PretrainConfig) -> None:
     run.set_up(CausalLMLoss(model), config.optim, plan, data.tokenizer)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
-        held_out = [data.validation] if data.validation else data.train
-        size = data.bytes["validation" if data.validation else "train"]
-        return score_text(run.accelerator, module, held_out, size, length, batch_size=8)
+        return score_held_out(run.accelerator, module, data, length)
 
     def sample(module: nn.Module, step: int) -> None:
         prompts = first_words(data.tokenizer, data.validation or data.train[0])
