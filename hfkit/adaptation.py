@@ -13,10 +13,11 @@ from hfkit.data.batches import packed_rows, plan_steps
 from hfkit.data.prepare import prepare_data
 from hfkit.evaluation import score_held_out
 from hfkit.export import export_model
+from hfkit.facts import Facts
 from hfkit.files import write_atomic
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
-from hfkit.run import Facts, Run
+from hfkit.run import Run
 from hfkit.settings import DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrackingConfig, TrainConfig
 
 

@@ -3,11 +3,8 @@
 A recipe gives what differs: the data, the loss, how to evaluate and what to sample.
 """
 
-import json
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,68 +14,30 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from hfkit.card import write_model_card
-from hfkit.checkpoint import (
-    average_models,
-    list_checkpoints,
-    restore_model,
-    restore_optimizer,
-    save_checkpoint,
-    state_writers,
-    step_folder,
-)
+from hfkit.checkpoint import restore_model, restore_optimizer, save_checkpoint, state_writers
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
-from hfkit.data.prepare import Prepared
 from hfkit.export import export_description, export_model, has_weights
-from hfkit.files import digest_of, read_json, write_atomic, write_json
+from hfkit.facts import Facts
+from hfkit.files import digest_of, read_json, write_json
 from hfkit.launch import PushFailed, build_accelerator, current_status, stopper
 from hfkit.loop import Hooks, Loop, Preempted, Progressed, Rhythm
 from hfkit.losses import LossModule
-from hfkit.model import count_parameters, flops_per_token
+from hfkit.model import count_parameters
 from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
-from hfkit.progress import Progress
 from hfkit.publisher import FINISH_TIMEOUT, Publisher
+from hfkit.recorder import Recorder
 from hfkit.report import write_report
-from hfkit.resume import choose_checkpoint, compare_identity, describe_identity
+from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity
+from hfkit.selection import Selection
 from hfkit.settings import BadInput, HubConfig, OptimConfig, TrainConfig
 from hfkit.status import describe
-from hfkit.tracking import (
-    MetricsLog,
-    Throughput,
-    compute_mfu,
-    log_to_trackers,
-    peak_flops,
-    read_metrics,
-    start_trackers,
-)
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
 DESCRIPTION = ".description"  # configuration and tokenizer, published beside a checkpoint's weights
 PREEMPTED_PUSH = 10.0  # seconds for a push on its way when the run must stop
 Evaluate = Callable[[nn.Module], dict[str, float]]
-
-
-@dataclass
-class Facts:
-    """What a run is, besides its settings: compared at resume, and written into its passport."""
-
-    data_key: str
-    tokenizer_hash: str
-    identity: dict[str, Any] = field(default_factory=dict)
-    """Task-specific settings that a resumed run must share."""
-    data: dict[str, Any] = field(default_factory=dict)
-    tokenizer: dict[str, Any] = field(default_factory=dict)
-    audit: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, data: Prepared, **identity: Any) -> "Facts":
-        """Return the facts of prepared text."""
-        passport = {name: data.audit[name] for name in ("key", "sources", "splits", "removed", "provenance")}
-        tokenizer = {"sha256": data.tokenizer_hash, **data.audit["tokenizer"]}
-        if len(data.weights) > 1:
-            identity = {"data.weights": data.weights, **identity}
-        return cls(data.key, data.tokenizer_hash, identity, passport, tokenizer, data.audit)
 
 
 class Run:
@@ -98,12 +57,11 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.checkpoints = self.output_dir / "checkpoints"
         self.progress = Progressed()
-        self.throughput = Throughput()
         self.failed_saves = 0
         self.saved = -1
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
-        self.log: MetricsLog | None = None
-        self.bar: Progress | None = None
+        self.recorder = Recorder(self.accelerator, self.output_dir)
+        self.say, self.write_samples = self.recorder.say, self.recorder.write_samples
         self.hub: HubConfig = getattr(config, "hub", HubConfig())
         self.publisher = Publisher(self.hub, self.output_dir) if self.is_main else None
 
@@ -141,11 +99,6 @@ class Run:
             raise BadInput(found[1])
         return found[0]
 
-    def say(self, text: str) -> None:
-        """Tell the person at the console."""
-        if self.is_main:
-            print(text, file=sys.stderr) if self.bar is None else self.bar.write(text)
-
     def set_up(self, module: LossModule, optim: OptimConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
         """Prepare module and optimizer for this launch, and load the state that ``resume`` names.
 
@@ -155,7 +108,6 @@ class Run:
         self.plan, self.tokenizer = plan, tokenizer
         self.schedule = build_schedule(optim, plan.max_steps)
         self.size = count_parameters(module.model)
-        self.flops = flops_per_token(module.model, getattr(self.config.data, "sequence_length", 0))
         shape = {
             k: v for k, v in module.model.config.to_dict().items() if k not in ("transformers_version", "use_cache")
         }
@@ -165,17 +117,23 @@ class Run:
         source = self.on_main(lambda: choose_checkpoint(self.config, self.output_dir))
         if source is not None:
             compare_identity(source[1]["identity"], self.identity, self.config.resume_accept, self.output_dir)
-        optimizer = build_optimizer(module, optim)
-        self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.recorder.measure(module.model, getattr(self.config.data, "sequence_length", 0))
+        self.module, self.optimizer = self.accelerator.prepare(module, build_optimizer(module, optim))
         if source is not None:
-            restore_model(source[0], self.model)
-            restore_optimizer(source[0], self.model, getattr(self.optimizer, "optimizer", self.optimizer))
-            self.progress = Progressed(**source[1]["progress"])
-            if self.accelerator.scaler is not None and source[1].get("scaler"):
-                self.accelerator.scaler.load_state_dict(source[1]["scaler"])
+            self._restore(source)
         if self._compiles():
             self.accelerator.unwrap_model(self.module).compile()
+        self.selection = Selection(self.select or "eval_loss", self.progress)
         self._open_output(source[0] if source else None)
+
+    def _restore(self, source: Found) -> None:
+        """Load a checkpoint's weights, moments, counts and loss scale."""
+        folder, manifest = source
+        restore_model(folder, self.model)
+        restore_optimizer(folder, self.model, getattr(self.optimizer, "optimizer", self.optimizer))
+        self.progress = Progressed(**manifest["progress"])
+        if self.accelerator.scaler is not None and manifest.get("scaler"):
+            self.accelerator.scaler.load_state_dict(manifest["scaler"])
 
     def _compiles(self) -> bool:
         wanted = self.train_config.compile
@@ -183,7 +141,7 @@ class Run:
 
     def _open_output(self, source: Path | None) -> None:
         """Write what is known before the first step."""
-        self.peak = peak_flops(self.accelerator.device)
+        self.recorder.open(self.progress)
         if not self.is_main:
             return
         if source and (status := current_status()):
@@ -203,10 +161,7 @@ class Run:
             write_json(self.output_dir / "audit.json", self.facts.audit)
         if self.hub.repo_id and self.hub.push_every:
             export_description(self.model, self.tokenizer, self.output_dir / DESCRIPTION)
-        self.log = MetricsLog(self.output_dir / "metrics.jsonl", self.progress.step)
-        start_trackers(
-            self.accelerator, self.config.tracking, config_dict(self.config), self.output_dir, self.progress.step
-        )
+        self.recorder.start_trackers(self.config.tracking, config_dict(self.config))
         if source:
             self.say(f"Resuming from {source} at step {self.progress.step}.")
 
@@ -232,10 +187,9 @@ class Run:
             sample_every=config.sample_every,
             max_skipped_steps=config.max_skipped_steps,
         )
-        self.throughput = Throughput(self.progress.seconds, self.progress.logged_at)
         hooks = Hooks(
-            log=self._log_training,
-            advance=self._advance,
+            log=self.recorder.log_training,
+            advance=self.recorder.advance,
             evaluate=lambda step: self._evaluate(step, evaluate),
             save=self._save,
             sample=lambda step: self._sample(step, sample),
@@ -253,66 +207,26 @@ class Run:
             self.config.seed,
             self.config.optim.max_grad_norm,
         )
-        if evaluate_first and self.progress.step == 0:
-            self._evaluate(0, evaluate)
-        stopper.deferred = True
-        with Progress(self.plan.max_steps, "train", "step", self.progress.step, enabled=self.is_main) as self.bar:
+        with self.recorder.training(self.plan.max_steps):
+            if evaluate_first and self.progress.step == 0:
+                self._evaluate(0, evaluate)
+            stopper.deferred = True
             try:
                 loop.run()
             except Preempted:
                 self._finish_pushes(None, timeout=PREEMPTED_PUSH)
                 raise
-        self.bar = None
-
-    def _advance(self, step: int, loss: float) -> None:
-        if self.bar is not None:
-            self.bar.update(1, loss=loss)
-        if status := current_status():
-            status.update(step=step)
-
-    def _log_training(self, figures: dict[str, Any]) -> None:
-        window = figures.pop("window_tokens")
-        self.throughput.add(window)
-        speed, seconds = self.throughput.read(), self.throughput.seconds
-        self.progress.seconds = self.progress.logged_at = seconds
-        line = {**figures, "tokens": self.progress.tokens, "tokens_per_second": speed, "seconds": seconds}
-        if (mfu := compute_mfu(self.flops, speed, self.peak, self.world_size)) is not None:
-            line["mfu"] = mfu
-        self._write(line)
-        if self.bar is not None:
-            self.bar.update(0, learning_rate=figures["learning_rate"], tokens_per_second=speed)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        if self.log is not None:
-            self.log.write(line)
-            log_to_trackers(self.accelerator, line)
 
     def _evaluate(self, step: int, evaluate: Evaluate) -> None:
-        with self.throughput.pause():
-            figures = evaluate(self.module)
-        self.evaluated = (step, figures)
-        self._write({"step": step, **figures})
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if isinstance(value, float))
-        self.say(f"Evaluation after step {step}: {shown}")
-        if self.select and self._note_best():
+        with self.recorder.pause():
+            self.evaluated = (step, evaluate(self.module))
+        self.recorder.log_evaluation(*self.evaluated)
+        if self.select and self.selection.note(*self.evaluated):
             self._save(step)
-
-    def _note_best(self) -> bool:
-        """Remember the step just evaluated if it is the best so far."""
-        step, figures = self.evaluated
-        value = figures.get(self.select or "eval_loss")
-        if value is None or not self._beats_best(value):
-            return False
-        self.progress.best, self.progress.best_step = value, step
-        return True
-
-    def _beats_best(self, value: float) -> bool:
-        best = self.progress.best
-        return best is None or (value < best if (self.select or "eval_loss").endswith("loss") else value > best)
 
     def _sample(self, step: int, sample: Callable[[nn.Module, int], None] | None) -> None:
         if sample is not None:
-            with self.throughput.pause():
+            with self.recorder.pause():
                 sample(self.accelerator.unwrap_model(self.module), step)
 
     def _save(self, step: int) -> None:
@@ -320,22 +234,21 @@ class Run:
         if self.saved == step:  # as the best so far, a moment ago
             return
         self.saved = step
-        with self.throughput.pause():
-            self.progress.seconds = self.throughput.seconds
+        with self.recorder.pause():
+            self.progress.seconds = self.recorder.throughput.seconds
             if self.evaluated[0] == step and not self.select:
-                self._note_best()
+                self.selection.note(*self.evaluated)
             writers = state_writers(self.model, getattr(self.optimizer, "optimizer", self.optimizer))
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+            facts = {
+                "world_size": self.world_size,
+                "data_key": self.facts.data_key,
+                "config_hash": digest_of(config_dict(self.config)),
+                "identity": self.identity,
+                "progress": asdict(self.progress),
+                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            }
             failed = [False]
             if self.is_main:
-                facts = {
-                    "world_size": self.world_size,
-                    "data_key": self.facts.data_key,
-                    "config_hash": digest_of(config_dict(self.config)),
-                    "identity": self.identity,
-                    "progress": asdict(self.progress),
-                    "scaler": scaler,
-                }
                 try:
                     keep = self.train_config.keep_checkpoints
                     saved = save_checkpoint(self.checkpoints, step, writers, facts, keep, self.progress.best_step)
@@ -353,33 +266,13 @@ class Run:
             if failed[0]:
                 raise OSError(f"{MAX_FAILED_SAVES} checkpoints in a row could not be written; see the warnings above")
 
-    def write_samples(self, step: int, prompts: list[str], texts: list[str]) -> None:
-        """Print what the model says after ``step`` steps, and keep it for the report."""
-        if not self.is_main:
-            return
-        path = self.output_dir / "samples.jsonl"
-        rows = [row for row in read_lines(path) if row["step"] < step]
-        rows += [{"step": step, "prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        for prompt, text in zip(prompts, texts, strict=True):
-            self.say(f"\n  {prompt} → {text.strip()}")
-
     def choose_best(self, evaluate: Evaluate, average: int = 0) -> None:
         """Put the best state on validation into the model, or the mean of the last checkpoints where that is better.
 
         Args:
             average: How many of the last checkpoints to average; 0 tries no mean.
         """
-        best = self.checkpoints / step_folder(self.progress.best_step or 0)
-        self.chosen = {"best_step": self.progress.best_step, f"best_{self.select}": self.progress.best}
-        last = list_checkpoints(self.checkpoints)[-average:] if average else []
-        if last:
-            average_models(last, self.model)
-            mean = evaluate(self.module)[str(self.select)]
-            if self._beats_best(mean):
-                self.chosen = {"averaged_steps": [int(path.name[5:]) for path in last], f"best_{self.select}": mean}
-        if "best_step" in self.chosen and best.is_dir():
-            restore_model(best, self.model)
+        self.chosen = self.selection.load_best(self.checkpoints, self.model, lambda: evaluate(self.module), average)
         self.evaluated = (-1, {})
 
     def finish(
@@ -405,7 +298,8 @@ class Run:
             if self.evaluated[0] != self.progress.step:
                 self.evaluated = (self.progress.step, evaluate(self.module))
             self._sample(self.progress.step, sample)
-            result = {**self._figures(), **self.evaluated[1], **self.chosen, **(extra or {})}
+            figures = {"parameters": self.size.parameters, **self.recorder.final_figures()}
+            result = {**figures, **self.evaluated[1], **self.chosen, **(extra or {})}
         if not self.is_main:
             return None
         assert result is not None
@@ -432,24 +326,7 @@ class Run:
         if outcome == "failed" and self.hub.required and model_folder is not None:
             raise PushFailed(f"the push to {self.hub.repo_id} failed; everything is in {self.output_dir}")
 
-    def _figures(self) -> dict[str, Any]:
-        lines = [line for line in self._lines() if "loss" in line]
-        seconds = self.progress.seconds
-        return {
-            "parameters": self.size.parameters,
-            "tokens": self.progress.tokens,
-            "steps": self.progress.step,
-            "seconds": round(seconds, 2),
-            "tokens_per_second": round(self.progress.tokens / seconds, 1) if seconds else None,
-            "train_loss": lines[-1]["loss"] if lines else None,
-            "skipped_steps": self.progress.skipped,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
 
-    def _lines(self) -> list[dict[str, Any]]:
-        return read_metrics(self.output_dir / "metrics.jsonl") if self.is_main else []
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file of our own; none where it is missing."""
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+def shape_of(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the fields of the model's configuration that a resumed run must share."""
+    return {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "use_cache")}

@@ -74,12 +74,13 @@ from hfkit.data.batches import plan_steps
 from hfkit.data.builtin_chat import builtin_preferences
 from hfkit.data.conversations import chat_tokenizer, load_texts
 from hfkit.data.preferences import encode_pairs, read_pairs
+from hfkit.facts import Facts
 from hfkit.files import digest_of
 from hfkit.launch import launch
 from hfkit.model import build_causal_lm, set_length
 from hfkit.preference import PreferenceLoss, PreferencePairs, score_preferences
 from hfkit.replies import answer, end_turns_at
-from hfkit.run import Facts, Run
+from hfkit.run import Run
 from hfkit.tokenizer import tokenizer_hash
 
 NUM_SHOWN = 3  # answers shown after training

@@ -43,10 +43,10 @@ from hfkit.audit_page import write_audit_page
 from hfkit.config import save_config
 from hfkit.data.prepare import prepare_data
 from hfkit.dataset_card import publish_corpus
+from hfkit.facts import Facts
 from hfkit.files import write_json
 from hfkit.launch import current_status, launch
 from hfkit.passport import write_passport
-from hfkit.run import Facts
 from hfkit.status import describe, is_main_process
 
 

@@ -59,12 +59,13 @@ from torch import nn
 from hfkit.data.batches import packed_rows, plan_steps
 from hfkit.data.prepare import prepare_data
 from hfkit.evaluation import first_words, score_held_out
+from hfkit.facts import Facts
 from hfkit.generation import continue_prompts
 from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
 from hfkit.remote import resolve_model
-from hfkit.run import Facts, Run
+from hfkit.run import Run
 
 
 def main(config: PretrainConfig) -> None:

@@ -85,12 +85,13 @@ from hfkit.classification import (
 from hfkit.data.batches import plan_steps
 from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
 from hfkit.data.labels import Labelled, load_labelled
+from hfkit.facts import Facts
 from hfkit.files import digest_of
 from hfkit.launch import launch
 from hfkit.metrics import write_predictions
 from hfkit.model import set_length
 from hfkit.prediction import classify_texts, name_predictions, predict, score_labels
-from hfkit.run import Facts, Run
+from hfkit.run import Run
 from hfkit.tokenizer import open_tokenizer, tokenizer_hash, train_tokenizer
 
 

@@ -78,11 +78,12 @@ from hfkit.chat import ChatFormat
 from hfkit.data.batches import plan_steps
 from hfkit.data.builtin_chat import builtin_conversations
 from hfkit.data.conversations import PackedChat, chat_tokenizer, load_conversations, load_texts, read_conversations
+from hfkit.facts import Facts
 from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
 from hfkit.replies import answer, end_turns_at, ended_share, questions, score_replies
-from hfkit.run import Facts, Run
+from hfkit.run import Run
 from hfkit.tokenizer import tokenizer_hash
 
 NUM_ANSWERS, NUM_SHOWN = 48, 3  # answers drawn at the end to see whether they end; those shown each time

@@ -80,11 +80,12 @@ from transformers import PreTrainedTokenizerBase
 from hfkit.data.pair_batches import EncodedPairs, evaluation_batches, pair_batches, plan_pairs
 from hfkit.data.pairs import Pair, Pairs, load_pairs
 from hfkit.decoding import open_translator, translate
+from hfkit.facts import Facts
 from hfkit.files import digest_of
 from hfkit.launch import build_accelerator, launch
 from hfkit.loop import sum_losses
 from hfkit.metrics import score_translation, write_lines, write_predictions
-from hfkit.run import Facts, Run
+from hfkit.run import Run
 from hfkit.tokenizer import add_end, load_tokenizer, tokenizer_hash, train_tokenizer
 from hfkit.translation import LOADERS, TranslationLoss, build_codec, build_translation_model, set_decoding
 

@@ -44,7 +44,8 @@ LAYERS = [
     {"adapters", "model", "losses", "preference", "metrics"},
     {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export"}
     | {"classification", "prediction", "translation", "codec", "decoding"},
-    {"launch", "run", "adaptation", "hub", "card", "plan", "resume", "publisher", "dataset_card"},
+    {"launch", "run", "facts", "recorder", "selection", "adaptation"}
+    | {"hub", "card", "plan", "resume", "publisher", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 TORCH_FREE = {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"}
