@@ -3,8 +3,7 @@ arXiv:2004.10964): labels are not looked at, so unlabelled texts count as much a
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -18,23 +17,7 @@ from hfkit.files import write_atomic
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
 from hfkit.run import Run
-from hfkit.settings import DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrackingConfig, TrainConfig
-
-
-@dataclass
-class AdaptationConfig:
-    """A run of language modelling inside another run's folder."""
-
-    data: DataConfig
-    tokenizer: TokenizerConfig
-    model: ModelConfig
-    optim: OptimConfig
-    train: TrainConfig
-    output_dir: Path
-    resume: str
-    seed: int
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    resume_accept: list[str] = field(default_factory=list)
+from hfkit.settings import DataConfig, RunConfig
 
 
 def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -49,19 +32,20 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
     folder = config.output_dir / "adapt"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
-    own = AdaptationConfig(
-        DataConfig(train_files=str(folder / "texts.jsonl"), sequence_length=config.data.sequence_length),
-        config.tokenizer,
-        config.model,
-        config.optim,
-        replace(config.train, max_steps=config.adapt, epochs=None, eval_every=0, save_every=0),
-        folder,
-        "never" if config.resume == "never" else "auto",
-        config.seed,
+    length = config.data.sequence_length
+    text = DataConfig(train_files=str(folder / "texts.jsonl"), sequence_length=length)
+    own = RunConfig(
+        data=text,
+        tokenizer=config.tokenizer,
+        model=config.model,
+        optim=config.optim,
+        train=replace(config.train, max_steps=config.adapt, epochs=None, eval_every=0, save_every=0),
+        output_dir=folder,
+        resume="never" if config.resume == "never" else "auto",
+        seed=config.seed,
     )
-    data = prepare_data(own.data, own.tokenizer, own.model.path)
+    data = prepare_data(text, own.tokenizer, own.model.path)
     run = Run(own, Facts.of(data))
-    length = own.data.sequence_length
     model = build_causal_lm(own.model, data.tokenizer, own.seed)
     set_length(model.config, length)
     check_isolation(model)

@@ -31,7 +31,7 @@ from hfkit.recorder import Recorder
 from hfkit.report import write_report
 from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity
 from hfkit.selection import Selection
-from hfkit.settings import BadInput, HubConfig, OptimConfig, TrainConfig
+from hfkit.settings import BadInput, OptimConfig, RunConfig
 from hfkit.status import describe
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
@@ -43,7 +43,7 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 class Run:
     """The state of a run that is not the model's: where it is, what it has done, what it writes."""
 
-    def __init__(self, config: Any, facts: Facts, select: str | None = None) -> None:
+    def __init__(self, config: RunConfig, facts: Facts, select: str | None = None) -> None:
         """Start where the launcher put this process.
 
         Args:
@@ -52,7 +52,6 @@ class Run:
         """
         self.config, self.facts, self.select = config, facts, select
         self.chosen: dict[str, Any] = {}
-        self.train_config: TrainConfig = config.train
         self.accelerator = build_accelerator(config.train)
         self.output_dir = Path(config.output_dir)
         self.checkpoints = self.output_dir / "checkpoints"
@@ -62,7 +61,7 @@ class Run:
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.recorder = Recorder(self.accelerator, self.output_dir)
         self.say, self.write_samples = self.recorder.say, self.recorder.write_samples
-        self.hub: HubConfig = getattr(config, "hub", HubConfig())
+        self.hub = config.hub
         self.publisher = Publisher(self.hub, self.output_dir) if self.is_main else None
 
     @property
@@ -136,7 +135,7 @@ class Run:
             self.accelerator.scaler.load_state_dict(manifest["scaler"])
 
     def _compiles(self) -> bool:
-        wanted = self.train_config.compile
+        wanted = self.config.train.compile
         return self.accelerator.device.type == "cuda" if wanted is None else wanted
 
     def _open_output(self, source: Path | None) -> None:
@@ -177,7 +176,7 @@ class Run:
         Args:
             evaluate_first: Evaluate before the first step too: what fine-tuning is measured against.
         """
-        config = self.train_config
+        config = self.config.train
         rhythm = Rhythm(
             self.plan.max_steps,
             log_every=config.log_every,
@@ -250,7 +249,7 @@ class Run:
             failed = [False]
             if self.is_main:
                 try:
-                    keep = self.train_config.keep_checkpoints
+                    keep = self.config.train.keep_checkpoints
                     saved = save_checkpoint(self.checkpoints, step, writers, facts, keep, self.progress.best_step)
                     self.failed_saves = 0
                     if status := current_status():

@@ -321,7 +321,8 @@ class TrainConfig:
     global_batch_size: int = 32
     """Sequences per optimizer step, over all processes and micro-batches."""
     global_batch_tokens: int | None = None
-    """Tokens per optimizer step, a multiple of data.sequence_length; replaces global_batch_size."""
+    """Tokens per optimizer step, a multiple of data.sequence_length; replaces global_batch_size. In translation a
+    budget for the longer side of the pairs, padding included."""
     micro_batch_size: int | None = None
     """Sequences per forward pass and process; null takes the largest divisor up to 8. Changes speed and memory only."""
     eval_every: int = 250
@@ -574,3 +575,31 @@ class DecodingConfig:
         for name in ("num_beams", "batch_size", "max_new_tokens"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BadInput(f"decoding.{name} must be at least 1, not {value}")
+
+
+@dataclass
+class RunConfig:
+    """What every training recipe has; each gives its own kind of data and model, and adds what its task needs."""
+
+    data: RowsConfig = field(default_factory=RowsConfig)
+    """Which rows to train, validate and test on."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Trained on `data` or loaded, where the model is built from scratch; a model that exists has its own."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture preset and overrides, or a model to go on from."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning-rate schedule."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Steps, batch sizes, evaluation, checkpoints."""
+    hub: HubConfig = field(default_factory=HubConfig)
+    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    """Trackers besides metrics.jsonl and the report."""
+    output_dir: Path = Path("runs")
+    """Checkpoints, figures, report and the final model."""
+    resume: str = "auto"
+    """auto: the newest whole checkpoint in output_dir; never; hub; or a checkpoint's path."""
+    resume_accept: list[str] = field(default_factory=list)
+    """Settings that may differ from those of the run that is resumed, such as [max_steps]."""
+    seed: int = 0
+    """Decides weights, order and dropout."""

@@ -16,17 +16,16 @@ from hfkit.settings import (
     BadInput,
     ChatDataConfig,
     GenerationSettings,
-    HubConfig,
     ModelConfig,
     OptimConfig,
+    RunConfig,
     TokenizerConfig,
-    TrackingConfig,
     TrainConfig,
 )
 
 
 @dataclass
-class DpoConfig:
+class DpoConfig(RunConfig):
     """Teach a chat model which of two answers is the better one."""
 
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
@@ -45,18 +44,8 @@ class DpoConfig:
     """Steps, batch sizes (in pairs), evaluation, checkpoints."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How answers are drawn."""
-    hub: HubConfig = field(default_factory=HubConfig)
-    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Trackers besides metrics.jsonl and the report."""
     output_dir: Path = Path("runs/dpo")
     """Checkpoints, figures, report and the final model."""
-    resume: str = "auto"
-    """auto: the newest whole checkpoint in output_dir; never; or a checkpoint's path."""
-    resume_accept: list[str] = field(default_factory=list)
-    """Settings that may differ from those of the run that is resumed, such as [max_steps]."""
-    seed: int = 0
-    """Decides order and dropout."""
 
     def __post_init__(self) -> None:
         if self.beta < 0:

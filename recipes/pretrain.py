@@ -9,46 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config
-from hfkit.settings import (
-    DataConfig,
-    GenerationSettings,
-    HubConfig,
-    ModelConfig,
-    OptimConfig,
-    TokenizerConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from hfkit.settings import DataConfig, GenerationSettings, RunConfig
 
 
 @dataclass
-class PretrainConfig:
+class PretrainConfig(RunConfig):
     """Pretrain a causal language model from scratch, or go on with one."""
 
     data: DataConfig = field(default_factory=DataConfig)
     """Which text, and how it is cleaned, deduplicated and packed."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Byte-level BPE trained on `data`, or a tokenizer that exists."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Architecture preset and overrides, or a model to go on from."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and learning-rate schedule."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Steps, batch sizes, evaluation, checkpoints."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How samples are drawn."""
-    hub: HubConfig = field(default_factory=HubConfig)
-    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Trackers besides metrics.jsonl and the report."""
     output_dir: Path = Path("runs/pretrain")
     """Checkpoints, figures, report and the final model."""
-    resume: str = "auto"
-    """auto: the newest whole checkpoint in output_dir; never; or a checkpoint's path."""
-    resume_accept: list[str] = field(default_factory=list)
-    """Settings that may differ from those of the run that is resumed, such as [max_steps]."""
-    seed: int = 0
-    """Decides weights, order and dropout."""
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once

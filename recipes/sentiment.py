@@ -10,52 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config_or_builtin
-from hfkit.settings import (
-    BadInput,
-    ClassifierConfig,
-    HubConfig,
-    LabelDataConfig,
-    ModelConfig,
-    OptimConfig,
-    TokenizerConfig,
-    TrackingConfig,
-    TrainConfig,
-)
+from hfkit.settings import BadInput, ClassifierConfig, LabelDataConfig, ModelConfig, RunConfig
 
 BUILTIN = Path(__file__).parent / "configs" / "sentiment" / "builtin.yaml"
 EPOCHS = 5.0  # where neither epochs nor max_steps are given
 
 
 @dataclass
-class SentimentConfig:
+class SentimentConfig(RunConfig):
     """Train and score a text classifier with any number of classes."""
 
     data: LabelDataConfig = field(default_factory=LabelDataConfig)
     """Which labelled texts, and what becomes of long ones."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Byte-level BPE trained on the texts, where the model is built from scratch."""
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Body, head, class weights."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and learning-rate schedule."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Steps, batch sizes, evaluation, checkpoints."""
-    hub: HubConfig = field(default_factory=HubConfig)
-    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Trackers besides metrics.jsonl and the report."""
     adapt: int = 0
     """Optimizer steps of language modelling on the training texts, before the head is added (causal models)."""
     classify: str | None = None
     """Train nothing: classify this text (or - : each line of standard input) with model.path, or this run's model."""
     output_dir: Path = Path("runs/sentiment")
     """Checkpoints, figures, predictions, report and the final model."""
-    resume: str = "auto"
-    """auto: the newest whole checkpoint in output_dir; never; or a checkpoint's path."""
-    resume_accept: list[str] = field(default_factory=list)
-    """Settings that may differ from those of the run that is resumed."""
-    seed: int = 0
-    """Decides weights, order and dropout."""
 
     def __post_init__(self) -> None:
         if self.adapt < 0:

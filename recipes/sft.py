@@ -17,17 +17,16 @@ from hfkit.settings import (
     BadInput,
     ChatDataConfig,
     GenerationSettings,
-    HubConfig,
     ModelConfig,
     OptimConfig,
+    RunConfig,
     TokenizerConfig,
-    TrackingConfig,
     TrainConfig,
 )
 
 
 @dataclass
-class SftConfig:
+class SftConfig(RunConfig):
     """Fine-tune a causal model on instructions or conversations."""
 
     data: ChatDataConfig = field(default_factory=ChatDataConfig)
@@ -48,18 +47,8 @@ class SftConfig:
     """Share of each target's probability that is spread over the vocabulary while training."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How answers are drawn."""
-    hub: HubConfig = field(default_factory=HubConfig)
-    """Where to publish, if anywhere."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Trackers besides metrics.jsonl and the report."""
     output_dir: Path = Path("runs/sft")
     """Checkpoints, figures, report and the final model."""
-    resume: str = "auto"
-    """auto: the newest whole checkpoint in output_dir; never; or a checkpoint's path."""
-    resume_accept: list[str] = field(default_factory=list)
-    """Settings that may differ from those of the run that is resumed, such as [max_steps]."""
-    seed: int = 0
-    """Decides order, dropout and noise."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:

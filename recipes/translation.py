@@ -10,52 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config_or_builtin
-from hfkit.settings import (
-    BadInput,
-    DecodingConfig,
-    HubConfig,
-    OptimConfig,
-    PairDataConfig,
-    TokenizerConfig,
-    TrackingConfig,
-    TrainConfig,
-    TranslationModelConfig,
-)
+from hfkit.settings import BadInput, DecodingConfig, PairDataConfig, RunConfig, TranslationModelConfig
 
 BUILTIN = Path(__file__).parent / "configs" / "translation" / "builtin.yaml"
 EPOCHS = 8.0  # where neither epochs nor max_steps are given
 
 
 @dataclass
-class TranslationConfig:
+class TranslationConfig(RunConfig):
     """Train and score a translation model: from scratch, or one that exists."""
 
     data: PairDataConfig = field(default_factory=PairDataConfig)
     """Which pairs, and what the languages are called."""
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """One byte-level BPE for both languages, where the model is built from scratch."""
     model: TranslationModelConfig = field(default_factory=TranslationModelConfig)
     """Kind, shape, prompt or prefix."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    """Optimizer and learning-rate schedule."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """Steps, batch sizes (global_batch_tokens: a budget for the longer side, padded), evaluation, checkpoints."""
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     """Beams and length."""
-    hub: HubConfig = field(default_factory=HubConfig)
-    """Where to publish; nothing leaves the machine unless `repo_id` is set."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    """Trackers besides metrics.jsonl and the report."""
     translate: str | None = None
     """Train nothing: translate this text (or - : each line of standard input) with model.path, or this run's model."""
     output_dir: Path = Path("runs/translation")
     """Checkpoints, figures, translations, report and the final model."""
-    resume: str = "auto"
-    """auto: the newest whole checkpoint in output_dir; never; or a checkpoint's path."""
-    resume_accept: list[str] = field(default_factory=list)
-    """Settings that may differ from those of the run that is resumed."""
-    seed: int = 0
-    """Decides weights, order and dropout."""
 
     def __post_init__(self) -> None:
         if self.model.average_checkpoints > self.train.keep_checkpoints:
