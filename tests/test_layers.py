@@ -42,7 +42,7 @@ LAYERS = [
         ),
     },
     {"adapters", "model", "losses", "preference", "metrics"},
-    {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export"}
+    {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export", "harness"}
     | {"classification", "prediction", "translation", "codec", "decoding"},
     {"launch", "run", "facts", "recorder", "selection", "adaptation"}
     | {"hub", "card", "plan", "resume", "publisher", "dataset_card"},
