@@ -20,14 +20,21 @@ CHUNK = 1 << 22  # logits held at once; 4 M fp32 values are 16 MB, about a last-
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of ``hidden @ weight.T`` against ``targets``, in chunks of rows.
 
-    The forward pass makes the gradients as it goes, so that no (rows × vocabulary) tensor outlives its chunk and
-    nothing is computed twice; the price is one gradient of ``hidden`` and one of ``weight`` kept until backward.
+    A share ``smoothing`` of each target's probability may be spread over the vocabulary. The forward pass makes the
+    gradients as it goes, so that no (rows × vocabulary) tensor outlives its chunk and nothing is computed twice; the
+    price is one gradient of ``hidden`` and one of ``weight`` kept until backward.
     Products run in the dtype of ``hidden``; the sum and the weight's gradient are fp32.
     """
 
     @staticmethod
     def forward(
-        context: Any, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float, with_gradients: bool
+        context: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        upstream: float,
+        smoothing: float,
+        with_gradients: bool,
     ) -> Tensor:
         """See ``chunked_cross_entropy``; ``upstream`` is the factor that backward will receive, give or take."""
         matrix = weight.to(hidden.dtype)
@@ -42,10 +49,17 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 wanted = wanted.clamp(min=0)[:, None]
                 logits = (rows @ matrix.T).float()  # (chunk, vocabulary)
                 normaliser = logits.logsumexp(-1, keepdim=True)
-                total += ((normaliser - logits.gather(1, wanted))[:, 0] * counted).sum()
+                expected = (1 - smoothing) * logits.gather(1, wanted)
+                if smoothing:
+                    expected += smoothing * logits.mean(1, keepdim=True)
+                total += ((normaliser - expected)[:, 0] * counted).sum()
                 if with_gradients:
                     gradient = logits.sub_(normaliser).exp_()  # probabilities …
-                    gradient.scatter_add_(1, wanted, gradient.new_full(wanted.shape, -1.0))  # … minus the target
+                    if smoothing:
+                        gradient.sub_(smoothing / len(weight))
+                    gradient.scatter_add_(
+                        1, wanted, gradient.new_full(wanted.shape, smoothing - 1.0)
+                    )  # … minus targets
                     # Scaled in fp32 before the cast: fp16 holds nothing below 6e-8, where most probabilities lie.
                     gradient = gradient.mul_(counted[:, None] * upstream).to(hidden.dtype)
                     torch.mm(gradient, matrix, out=hidden_gradient[start : start + rows_at_once])
@@ -62,10 +76,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Hand out the gradients that the forward pass made."""
         hidden_gradient, weight_gradient = context.saved_tensors
         factor = upstream / context.upstream
-        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), None, None, None
+        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), None, None, None, None
 
 
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float = 1.0) -> Tensor:
+def chunked_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float = 1.0, smoothing: float = 0.0
+) -> Tensor:
     """Return the summed cross-entropy in nats.
 
     Args:
@@ -73,10 +89,11 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, upstr
         weight: (vocabulary, width) output embedding.
         targets: (rows,) the id that each row should predict; ``IGNORE_INDEX`` where none.
         upstream: What the loss will be multiplied by before backward.
+        smoothing: Share of each target's probability that is spread evenly over the vocabulary.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, torch.is_grad_enabled())
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, smoothing, torch.is_grad_enabled())
 
 
 class LossModule(nn.Module):
@@ -103,8 +120,8 @@ class LossModule(nn.Module):
         return merge_adapter(self.model)
 
 
-class CausalLMLoss(LossModule):
-    """Next-token loss of a causal model on packed or padded rows, without ever holding all logits."""
+class TokenLoss(LossModule):
+    """Cross-entropy of a model's next tokens, without ever holding all logits where its head is a plain product."""
 
     def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
         """Spread ``label_smoothing`` of each target's probability over the vocabulary, in training only."""
@@ -112,26 +129,15 @@ class CausalLMLoss(LossModule):
         self.plain_head = has_plain_head(model)
         self.label_smoothing = label_smoothing
 
-    def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return (summed loss in nats, number of targets).
-
-        Args:
-            input_ids: (rows, T).
-            targets: (rows, T), shifted already; ``IGNORE_INDEX`` where no loss is taken.
-            position_ids: (rows, T); where given, 0 begins a document and attention stays inside it. None is plain
-                causal attention, which also suits rows that are padded on the right.
-        """
-        inputs: dict[str, Tensor | bool] = {"input_ids": input_ids, "use_cache": False}
-        if position_ids is not None:
-            mask = isolation_mask(position_ids, self.model.config._attn_implementation)
-            inputs |= {"position_ids": position_ids, "attention_mask": mask}
+    def score(self, inputs: dict[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (summed loss in nats, number of targets) of ``targets``, shifted already, given the model's inputs."""
         smoothing = self.label_smoothing if self.training else 0.0
-        if self.plain_head and not smoothing:
-            hidden = self.model.base_model(**inputs).last_hidden_state  # (rows, T, width)
+        if self.plain_head:
+            hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state  # (rows, T, width)
             weight = self.model.get_output_embeddings().weight
-            loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), self.upstream)
+            loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), self.upstream, smoothing)
         else:
-            logits = self.model(**inputs).logits.float()  # (rows, T, vocabulary)
+            logits = self.model(**inputs, use_cache=False).logits.float()  # (rows, T, vocabulary)
             loss = nn.functional.cross_entropy(
                 logits.flatten(0, 1),
                 targets.flatten(),
@@ -142,22 +148,47 @@ class CausalLMLoss(LossModule):
         return loss, (targets != IGNORE_INDEX).sum()
 
 
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are just ``hidden @ weight.T``: tried, since some models scale or cap them.
+class CausalLMLoss(TokenLoss):
+    """Next-token loss of a causal model on packed or padded rows."""
 
-    The head is fed hidden states a thousand times as large, so that a cap shows however small the logits are now.
+    def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return (summed loss in nats, number of targets).
+
+        Args:
+            input_ids: (rows, T).
+            targets: (rows, T), shifted already; ``IGNORE_INDEX`` where no loss is taken.
+            position_ids: (rows, T); where given, 0 begins a document and attention stays inside it. None is plain
+                causal attention, which also suits rows that are padded on the right.
+        """
+        inputs = {"input_ids": input_ids}
+        if position_ids is not None:
+            mask = isolation_mask(position_ids, self.model.config._attn_implementation)
+            inputs |= {"position_ids": position_ids, "attention_mask": mask}
+        return self.score(inputs, targets)
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are just ``hidden @ weight.T``: tried, since some models scale, cap or shift them.
+
+    The head is fed hidden states a thousand times as large, so that a cap shows however small the logits are now, and
+    hidden states of zero, so that what is added shows however small it is.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None or head.weight.device.type == "meta":
         return False
+    if model.base_model is model:  # T5's, for one, keeps its hidden states to itself
+        return False
     ids = torch.arange(4, device=head.weight.device)[None] % model.config.vocab_size
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
     training = model.training
     model.eval()
-    enlarge = head.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 1e3,))
+    same = True
     with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        same = torch.allclose(1e3 * hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-1)
-    enlarge.remove()
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+        for factor in (1e3, 0.0):
+            scale = head.register_forward_pre_hook(lambda module, values, factor=factor: (values[0] * factor,))
+            logits = model(**inputs, use_cache=False).logits
+            same &= torch.allclose(factor * hidden @ head.weight.T, logits, rtol=1e-3, atol=1e-4 * factor)
+            scale.remove()
     model.train(training)
     return same

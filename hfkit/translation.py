@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from babel import Locale, UnknownLocaleError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from hfkit.codec import Codec
-from hfkit.data.shards import IGNORE_INDEX
-from hfkit.losses import LossModule
+from hfkit.losses import TokenLoss
 from hfkit.model import build_causal_lm, generation_config, padded_size, set_length
 from hfkit.settings import BadInput, DecodingConfig, PairDataConfig, TranslationModelConfig
 
@@ -228,12 +227,8 @@ def set_decoding(model: PreTrainedModel, codec: Codec, decoding: DecodingConfig)
     own.eos_token_id = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
 
 
-class TranslationLoss(LossModule):
+class TranslationLoss(TokenLoss):
     """Smoothed cross-entropy of the targets' tokens; in evaluation it is not smoothed."""
-
-    def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
-        super().__init__(model)
-        self.label_smoothing = label_smoothing
 
     def forward(
         self,
@@ -250,15 +245,7 @@ class TranslationLoss(LossModule):
             attention_mask: (rows, S); a causal model needs none, since padding is on the right.
             decoder_input_ids: (rows, T) the target one step before.
         """
-        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-        if decoder_input_ids is not None:
+        inputs = {"input_ids": input_ids}
+        if attention_mask is not None and decoder_input_ids is not None:
             inputs |= {"attention_mask": attention_mask, "decoder_input_ids": decoder_input_ids}
-        logits = self.model(**inputs).logits.float()  # (rows, T, vocabulary)
-        loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1),
-            targets.flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="sum",
-            label_smoothing=self.label_smoothing if self.training else 0.0,
-        )
-        return loss, (targets != IGNORE_INDEX).sum()
+        return self.score(inputs, targets)

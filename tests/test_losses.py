@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, MarianConfig, MarianMTModel, PreTrainedModel
 
 import hfkit.losses
 from hfkit.data.shards import IGNORE_INDEX
-from hfkit.losses import CausalLMLoss, chunked_cross_entropy
+from hfkit.losses import CausalLMLoss, chunked_cross_entropy, has_plain_head
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 50
@@ -33,16 +33,18 @@ def draw(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return hidden, weight, targets
 
 
-def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    return functional.cross_entropy(
+        hidden @ weight.T, targets, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
+    )
 
 
-@pytest.mark.parametrize("scale", [1.0, 0.37])
-def test_chunked_loss_is_cross_entropy(chunk: int, scale: float) -> None:
+@pytest.mark.parametrize(("scale", "smoothing"), [(1.0, 0.0), (0.37, 0.0), (0.37, 0.1)])
+def test_chunked_loss_is_cross_entropy(chunk: int, scale: float, smoothing: float) -> None:
     hidden, weight, targets = draw()
-    ours = chunked_cross_entropy(hidden, weight, targets, upstream=scale)
+    ours = chunked_cross_entropy(hidden, weight, targets, upstream=scale, smoothing=smoothing)
     gradients = torch.autograd.grad(ours * scale, (hidden, weight))
-    expected = plain(hidden, weight, targets)
+    expected = plain(hidden, weight, targets, smoothing)
     for ours_, theirs in zip(gradients, torch.autograd.grad(expected * scale, (hidden, weight)), strict=True):
         assert torch.allclose(ours_, theirs, rtol=1e-5, atol=1e-6)
     assert torch.allclose(ours, expected, rtol=1e-6)
@@ -152,6 +154,14 @@ def test_models_that_scale_or_cap_their_logits_take_the_plain_path(model_type: s
     model = AutoModelForCausalLM.from_config(config)
     assert not CausalLMLoss(model).plain_head
     compare(model)
+
+
+def test_a_bias_added_to_the_logits_takes_the_plain_path() -> None:
+    ids = {"pad_token_id": 1, "eos_token_id": 0, "decoder_start_token_id": 1}
+    model = MarianMTModel(MarianConfig(vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1, **ids))
+    assert has_plain_head(model)
+    model.final_logits_bias[0, 7] = 1e-3  # as Marian's converted checkpoints have
+    assert not has_plain_head(model)
 
 
 def test_packed_loss_is_the_sum_over_the_documents() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from hfkit.muon import MuonAdamW, orthogonalise
+from hfkit.muon import COEFFICIENTS, STEPS, MuonAdamW, orthogonalise
 
 
 def test_singular_values_are_pushed_to_one_in_the_same_directions() -> None:
@@ -15,6 +15,18 @@ def test_singular_values_are_pushed_to_one_in_the_same_directions() -> None:
         assert values.min() > 0.6 and values.max() < 1.3
         nearest = left @ right
         assert torch.nn.functional.cosine_similarity(result.flatten(1), nearest.flatten(1)).min() > 0.98
+
+
+def test_long_matrices_take_the_same_steps_through_their_gram_matrix() -> None:
+    torch.manual_seed(3)
+    directions = torch.randn(2, 16, 16) @ torch.randn(2, 16, 80).mul(torch.logspace(0, -3, 80))
+    x = directions / directions.norm(dim=(-2, -1), keepdim=True)
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalise(directions), x, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(orthogonalise(directions.mT), x.mT, atol=1e-4, rtol=1e-3)
 
 
 def test_steps_agree_with_torch_muon_up_to_its_bf16() -> None:
