@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig
 
 from hfkit.data.batches import packed_rows, plan_steps
 from hfkit.data.prepare import prepare_data
@@ -16,8 +17,10 @@ from hfkit.facts import Facts
 from hfkit.files import write_atomic
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
+from hfkit.remote import resolve_model
 from hfkit.run import Run
-from hfkit.settings import DataConfig, RunConfig
+from hfkit.settings import BadInput, DataConfig, ModelConfig, RunConfig
+from hfkit.tracking import read_metrics
 
 
 def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -28,7 +31,12 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
 
     Returns:
         The folder of the adapted model, and what to report of it.
+
+    Raises:
+        BadInput: for an encoder, which reads both ways and so cannot learn to predict the next token.
     """
+    if config.model.path is not None:
+        _check_causal(config.model)
     folder = config.output_dir / "adapt"
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -57,11 +65,21 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
         return score_held_out(run.accelerator, module, data, length)
 
     run.say(f"Adapting the language model to {len(texts)} texts of the task: {plan.max_steps} steps.")
-    before = evaluate(run.module)
-    run.train(packed_rows(data.train, data.weights, length, plan.split, own.seed, last=plan.last), evaluate)
-    after = evaluate(run.module)
-    inner = run.accelerator.unwrap_model(run.module)
-    export_model(inner.model, data.tokenizer, folder / "model", write=run.is_main)
+    read = packed_rows(data.train, data.weights, length, plan.split, own.seed, last=plan.last)
+    run.train(read, evaluate, evaluate_first=True)
+    export_model(run.model, data.tokenizer, folder / "model", write=run.is_main)
     run.accelerator.wait_for_everyone()
-    losses = {"eval_loss_before": before["eval_loss"], "eval_loss_after": after["eval_loss"]}
+    # Read back, since a run that was adapted earlier and resumed has evaluated nothing.
+    lines = run.on_main(lambda: [line for line in read_metrics(folder / "metrics.jsonl") if "eval_loss" in line])
+    losses = {"eval_loss_before": lines[0]["eval_loss"], "eval_loss_after": lines[-1]["eval_loss"]}
     return str(folder / "model"), {"steps": plan.max_steps, "texts": len(texts), **losses}
+
+
+def _check_causal(model: ModelConfig) -> None:
+    """Raise BadInput for a model that is made to fill in masked tokens."""
+    shape = AutoConfig.from_pretrained(resolve_model(str(model.path), model.revision))
+    if type(shape) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise BadInput(
+            f"adapt trains a model to predict the next token, and {model.path} is an encoder ({shape.model_type}); "
+            "leave adapt out, or give a causal model"
+        )

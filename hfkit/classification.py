@@ -10,28 +10,37 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
 from hfkit.adapters import attach_adapter
 from hfkit.losses import LossModule
-from hfkit.model import add_dropout, build_config, scale_residual_projections
+from hfkit.model import add_dropout, build_config, scale_residual_projections, set_length
+from hfkit.remote import resolve_model
 from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig
 from hfkit.tokenizer import open_tokenizer
 
 
-def load_classifier_tokenizer(config: ClassifierConfig) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of ``model.path``, with a pad token that is not its end-of-text token.
+def load_classifier_tokenizer(
+    path: str, revision: str | None = None, pad_token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with a pad token that is not its end-of-text token: the head reads the last token before it.
 
     Raises:
-        BadInput: where there is none and ``model.pad_token`` does not name one: the head reads the last token that is
-            not padding.
+        BadInput: where there is none and ``pad_token`` does not name one.
     """
-    tokenizer = open_tokenizer(str(config.path), config.revision)
-    if config.pad_token is not None:
-        tokenizer.add_special_tokens({"pad_token": config.pad_token})
+    tokenizer = open_tokenizer(path, revision)
+    if pad_token is not None:
+        tokenizer.add_special_tokens({"pad_token": pad_token})
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise BadInput(
-            f"the tokenizer of {config.path} has no pad token of its own, so the last token of a short row could not "
+            f"the tokenizer of {path} has no pad token of its own, so the last token of a short row could not "
             "be told; name one, such as --model.pad_token '<|pad|>'"
         )
     tokenizer.padding_side = "right"
@@ -69,12 +78,15 @@ def build_classifier(
 
 def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrainedModel:
     """Load a folder or Hub model; only the head may be new."""
-    source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    folder = resolve_model(str(config.path), config.revision)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of new and unused weights: what matters of it is looked at below
+    source = {"trust_remote_code": config.trust_remote_code}
     try:
-        shape = AutoConfig.from_pretrained(str(config.path), **source)
+        shape = AutoConfig.from_pretrained(folder, **source)
         shape.update(labels)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            str(config.path),
+            folder,
             config=shape,
             dtype=torch.float32,
             attn_implementation=config.attention,
@@ -84,6 +96,8 @@ def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrai
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
     model, report = loaded
     head = {id(parameter) for parameter in head_parameters(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) not in head}
@@ -91,6 +105,12 @@ def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrai
     if lacking := sorted(name for name in names.intersection(new) if ".pooler." not in name):
         raise BadInput(f"model.path {config.path} lacks weights: {', '.join(lacking[:3])}")
     return model
+
+
+def note_reading(shape: PretrainedConfig, length: int, long_texts: str) -> None:
+    """Note in a model's configuration what becomes of texts over ``length`` tokens: `classify_texts` does the same."""
+    set_length(shape, length)
+    shape.long_texts = long_texts
 
 
 def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:

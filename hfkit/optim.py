@@ -104,7 +104,8 @@ def output_head(model: nn.Module) -> nn.Parameter | None:
     """Return the weight of the (untied) output embedding or classification head inside a loss module."""
     inner: Any = getattr(model, "model", model)
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
-    return head.weight if head is not None else getattr(getattr(inner, "score", None), "weight", None)
+    head = head or getattr(inner, "score", None) or getattr(inner, "classifier", None)  # decoders, encoders
+    return getattr(head, "weight", None)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> float:

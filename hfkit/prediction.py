@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from hfkit.data.label_batches import Encoded, collate, encode_texts
 from hfkit.data.order import EMPTY
@@ -20,11 +19,11 @@ from hfkit.tokenizer import open_tokenizer
 
 
 @torch.no_grad()
-def predict(accelerator: Accelerator, model: nn.Module, encoded: Encoded, *, batch_size: int, pad: int) -> np.ndarray:
+def predict(accelerator: Accelerator, model: PreTrainedModel, encoded: Encoded, batch_size: int) -> np.ndarray:
     """Return class probabilities, (texts, classes) in float64, the same on every process; windows are averaged.
 
     Args:
-        model: The transformers model, unwrapped (or sharded: every process runs as many passes).
+        model: Unwrapped (or sharded: every process runs as many passes).
         batch_size: Rows per pass: speed alone.
     """
     training = model.training
@@ -32,7 +31,7 @@ def predict(accelerator: Accelerator, model: nn.Module, encoded: Encoded, *, bat
     world, rank = accelerator.num_processes, accelerator.process_index
     order = np.argsort([-len(row) for row in encoded.rows], kind="stable")
     mine = np.concatenate([order, np.full(-len(order) % world, EMPTY)])[rank::world]
-    size = int(model.config.num_labels)  # type: ignore[union-attr, arg-type]
+    size, pad = int(model.config.num_labels or 0), model.config.pad_token_id
     scores = torch.zeros(len(encoded.rows), size, dtype=torch.float64, device=accelerator.device)
     for begin in range(0, len(mine), batch_size):
         part = mine[begin : begin + batch_size]
@@ -86,5 +85,5 @@ def classify_texts(folder: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
         raise BadInput(f"{folder} holds no classifier that loads ({' '.join(str(error).split())[:200]})") from None
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     encoded = encode_texts(tokenizer, texts, find_length(model.config), getattr(model.config, "long_texts", "head"))
-    scores = predict(accelerator, model.to(accelerator.device), encoded, batch_size=32, pad=model.config.pad_token_id)
+    scores = predict(accelerator, model.to(accelerator.device), encoded, batch_size=32)
     return name_predictions(texts, None, scores, [model.config.id2label[n] for n in range(model.config.num_labels)])

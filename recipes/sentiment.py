@@ -45,7 +45,6 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
@@ -55,6 +54,7 @@ from hfkit.classification import (
     build_classifier,
     compute_class_weights,
     load_classifier_tokenizer,
+    note_reading,
 )
 from hfkit.data.batches import plan_steps
 from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
@@ -63,10 +63,9 @@ from hfkit.facts import Facts
 from hfkit.files import digest_of
 from hfkit.launch import launch
 from hfkit.metrics import write_predictions
-from hfkit.model import set_length
 from hfkit.prediction import classify_texts, name_predictions, predict, score_labels
 from hfkit.run import Run
-from hfkit.tokenizer import open_tokenizer, tokenizer_hash, train_tokenizer
+from hfkit.tokenizer import tokenizer_hash, train_tokenizer
 
 
 def main(config: SentimentConfig) -> None:
@@ -74,63 +73,66 @@ def main(config: SentimentConfig) -> None:
     if config.classify is not None:
         return classify(config)
     data = load_labelled(config.data)
-    texts = {split: [example.text for example in examples] for split, examples in data.splits.items() if examples}
-    labels = {split: [example.label for example in examples] for split, examples in data.splits.items()}
-    body, adapted = config.model, None
-    if config.adapt:
-        path, adapted = adapt_model(config, texts["train"] + data.unlabelled)
-        body = replace(config.model, path=path)
-    tokenizer = choose_tokenizer(config, body, texts["train"] + data.unlabelled)
-    length, pad = config.data.sequence_length, int(tokenizer.pad_token_id)
+    body, adapted = choose_body(config, data.training_texts)
+    tokenizer = choose_tokenizer(config, body, data.training_texts)
     run = Run(config, describe(config, data, tokenizer), select="macro_f1")
 
+    length, how, labels = config.data.sequence_length, config.data.long_texts, data.labels
     model = build_classifier(body, tokenizer, data.label_names, config.seed)
-    set_length(model.config, length)
-    model.config.long_texts = config.data.long_texts
-    encoded = {split: encode_texts(tokenizer, some, length, config.data.long_texts) for split, some in texts.items()}
-    long = tell(run, data, encoded, length)
+    note_reading(model.config, length, how)
+    encoded = {split: encode_texts(tokenizer, texts, length, how) for split, texts in data.texts.items()}
+    run.say(notes_on(data, encoded, length))
 
     plan = plan_steps(config.train, len(encoded["train"].rows), length, run.rank, run.world_size)
     module = ClassificationLoss(model, config.model.label_smoothing, config.model.head_learning_rate)
     run.set_up(module, config.optim, plan, tokenizer)
+    weights = compute_class_weights(config.model, labels["train"], data.label_names)
+    pad = int(tokenizer.pad_token_id)
+    read = classification_rows(encoded["train"], labels["train"], weights, plan, config.seed, pad)
 
-    def score(module: nn.Module, split: str) -> np.ndarray:
-        model = run.accelerator.unwrap_model(module).model
-        return predict(run.accelerator, model, encoded[split], batch_size=64, pad=pad)
+    def score(split: str, predictions: Path | None = None) -> dict[str, Any]:
+        scores = predict(run.accelerator, run.model, encoded[split], batch_size=64)  # (texts, classes)
+        if predictions and run.is_main:
+            rows = name_predictions(data.texts[split], labels[split], scores, data.label_names)
+            write_predictions(predictions, rows)
+        return score_labels(scores, labels[split], data.label_names)
 
-    def validate(module: nn.Module) -> dict[str, float]:
-        figures = score_labels(score(module, "validation"), labels["validation"], data.label_names)
+    def validate(_: nn.Module) -> dict[str, float]:
+        figures = score("validation")
         return {name: figures[name] for name in ("eval_loss", "accuracy", "macro_f1")}
 
-    def test(module: nn.Module) -> dict[str, Any]:
+    def test(_: nn.Module) -> dict[str, Any]:
         split = "test" if data.test else "validation"
-        scores = score(module, split)
-        if run.is_main:
-            rows = name_predictions(texts[split], labels[split], scores, data.label_names)
-            write_predictions(run.output_dir / "predictions.jsonl", rows)
-        return {"evaluated_on": split, **score_labels(scores, labels[split], data.label_names)}
+        return {"evaluated_on": split, **score(split, run.output_dir / "predictions.jsonl")}
 
-    weights = compute_class_weights(config.model, labels["train"], data.label_names)
-    rows = (encoded["train"], labels["train"], weights, plan.split, config.seed)
-    run.train(classification_rows(*rows, last=plan.last, pad=pad), validate)
+    run.train(read, validate)
     run.choose_best(validate)
-    extra = {"label_names": data.label_names, "truncated_share": long, "adapted": adapted}
+    truncated = {split: texts.truncated for split, texts in encoded.items()}
+    extra = {"label_names": data.label_names, "truncated_share": truncated, "adapted": adapted}
     run.finish(test, extra=extra, loader=AutoModelForSequenceClassification)
 
 
-def tell(run: Run, data: Labelled, encoded: dict[str, Encoded], length: int) -> dict[str, float]:
-    """Print what is notable of the data; return the share of long texts by split."""
-    long = {split: rows.truncated for split, rows in encoded.items()}
-    notes = [f"over {length} tokens: {share:.1%} of the {split} texts" for split, share in long.items()]
-    run.say("\n".join(f"Note: {note}." for note in data.notes + notes))
-    return long
+def choose_body(config: SentimentConfig, texts: list[str]) -> tuple[ClassifierConfig, dict[str, Any] | None]:
+    """Return the model to put the head on, adapted to the texts where asked, and what to report of that."""
+    if not config.adapt:
+        return config.model, None
+    if config.model.path:  # one without pad token is refused before anything is trained
+        choose_tokenizer(config, config.model, texts)
+    folder, report = adapt_model(config, texts)
+    return replace(config.model, path=folder, revision=None), report
 
 
-def choose_tokenizer(config: SentimentConfig, body: ClassifierConfig, texts: list[str]) -> PreTrainedTokenizerBase:
+def choose_tokenizer(config: SentimentConfig, body: ModelConfig, texts: list[str]) -> PreTrainedTokenizerBase:
     """Return the body's own tokenizer; for a body built from scratch the one named, or one trained on the texts."""
-    if body.path is not None:
-        return load_classifier_tokenizer(body)
-    return open_tokenizer(config.tokenizer.path) if config.tokenizer.path else train_tokenizer(texts, config.tokenizer)
+    if path := body.path or config.tokenizer.path:
+        return load_classifier_tokenizer(path, body.revision, config.model.pad_token)
+    return train_tokenizer(texts, config.tokenizer)
+
+
+def notes_on(data: Labelled, encoded: dict[str, Encoded], length: int) -> str:
+    """Return what is notable of the data, a line each: for the person at the console."""
+    long = [f"over {length} tokens: {rows.truncated:.1%} of the {split} texts" for split, rows in encoded.items()]
+    return "\n".join(f"Note: {note}." for note in data.notes + long)
 
 
 def describe(config: SentimentConfig, data: Labelled, tokenizer: PreTrainedTokenizerBase) -> Facts:

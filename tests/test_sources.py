@@ -337,6 +337,8 @@ def test_hooks_are_found_beside_the_user_and_bad_names_are_named(
     (short,) = load_hooks(["my_rules.short"])
     assert (short("ab"), short("abc")) == ("ab", None)
     assert identify_hooks(["my_rules.short"]) == [["my_rules.short", listing.digest(path)]]
+    (lower,) = load_hooks(["builtins.str.lower"])
+    assert lower("Fine") == "fine" and identify_hooks(["builtins.str.lower"]) == [["builtins.str.lower", ""]]
     for name, message in {
         "short": "data.hooks: 'short' is not a dotted name such as my_rules.drop_short",
         "my_rules.x": "data.hooks: my_rules.x cannot be loaded: AttributeError: module 'my_rules' has no attribute 'x'",

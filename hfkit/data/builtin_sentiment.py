@@ -13,6 +13,7 @@ reviews.
 """
 
 import random
+from functools import cache
 from itertools import product
 
 SUBJECTS = (
@@ -41,6 +42,7 @@ ASIDES = ("We saw it on a Tuesday.", "It runs for two hours.", "My brother chose
 SIZES = {"train": 6000, "validation": 600, "test": 1200}
 
 
+@cache
 def builtin_sentiment() -> dict[str, list[dict[str, str]]]:
     """Return rows ``{"text", "label"}`` by split, always the same: distinct reviews, half of them `positive`."""
     generator = random.Random("hfkit built-in sentiment")

@@ -1,7 +1,7 @@
 """The user's own functions on documents, found by dotted name."""
 
-import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ Hook = Callable[[str], str | None]
 
 
 def load_hooks(names: list[str]) -> list[Hook]:
-    """Return the functions that dotted names such as ``my_rules.drop_short`` stand for.
+    """Return the functions that dotted names such as ``my_rules.drop_short`` or ``builtins.str.lower`` stand for.
 
     Modules are also looked for in the working folder.
 
@@ -30,18 +30,18 @@ def identify_hooks(names: list[str]) -> list[list[str]]:
     Only that file is hashed, not what it imports.
     """
     hooks = load_hooks(names)
-    files = [getattr(sys.modules.get(hook.__module__ or ""), "__file__", None) for hook in hooks]
+    modules = [getattr(hook, "__module__", None) or "" for hook in hooks]  # str.lower and its like have none
+    files = [getattr(sys.modules.get(module), "__file__", None) for module in modules]
     return [[name, digest(Path(file)) if file else ""] for name, file in zip(names, files, strict=True)]
 
 
 def _load_hook(name: str) -> Hook:
-    module_name, _, function_name = name.rpartition(".")
-    if not module_name:
+    if "." not in name:
         raise BadInput(f"data.hooks: {name!r} is not a dotted name such as my_rules.drop_short")
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)  # last, so that nothing there hides an installed module
     try:
-        hook = getattr(importlib.import_module(module_name), function_name)
+        hook = pkgutil.resolve_name(name)
     except Exception as error:  # the user's module may fail in any way
         raise BadInput(f"data.hooks: {name} cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(hook):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hfkit.data.batches import Batch, Reader, Split, Step
+from hfkit.data.batches import Batch, Plan, Reader, Step
 from hfkit.data.order import EMPTY, share_of_rank, shuffle
 from hfkit.tokenizer import special_around
 
@@ -65,10 +65,8 @@ def classification_rows(
     encoded: Encoded,
     labels_of_texts: Sequence[int],
     class_weights: np.ndarray,
-    split: Split,
+    plan: Plan,
     seed: int,
-    *,
-    last: int | None,
     pad: int,
 ) -> Reader:
     """Return step → this process's rows; those of a step are sorted by length, so that little is padding."""
@@ -76,10 +74,12 @@ def classification_rows(
     windows = np.bincount(encoded.owner)
     weights = class_weights[labels] / windows[encoded.owner]  # (rows,)
     lengths = np.array([len(row) for row in encoded.rows])
+    split = plan.split
 
     def read(step: int) -> Step:
         begin = step * split.global_batch_size
-        end = begin + split.global_batch_size if last is None else min(begin + split.global_batch_size, last)
+        end = begin + split.global_batch_size
+        end = end if plan.last is None else min(end, plan.last)
         chosen = shuffle(np.arange(begin, end), len(encoded.rows), seed)
         chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
         shares = share_of_rank(np.arange(len(chosen)), split.rank, split.world_size, split.micro_batch_size)

@@ -50,6 +50,21 @@ class Labelled:
         """The examples by split."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """The texts of each split that has any."""
+        return {split: [example.text for example in examples] for split, examples in self.splits.items() if examples}
+
+    @property
+    def labels(self) -> dict[str, list[int]]:
+        """The class numbers of each split that has any."""
+        return {split: [example.label for example in examples] for split, examples in self.splits.items() if examples}
+
+    @property
+    def training_texts(self) -> list[str]:
+        """The texts of the training data, labelled or not."""
+        return [*self.texts["train"], *self.unlabelled]
+
 
 def load_labelled(config: LabelDataConfig) -> Labelled:
     """Return the examples that the settings name; the built-in reviews where they name none.
