@@ -1,12 +1,16 @@
-"""What fine-tuning puts on a model while it trains and takes off again: LoRA matrices, noise on the embeddings."""
+"""What fine-tuning puts on a model while it trains and takes off again: LoRA matrices beside its weights, which may be
+quantised, and noise on the embeddings."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from hfkit.settings import AdapterConfig, BadInput
@@ -18,17 +22,16 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
     """Put LoRA matrices beside the model's linear layers, where ``config`` asks for them; they alone are trained.
 
     LoRA adds (alpha / rank) · B·A to a frozen weight (Hu et al., 2021, arXiv:2106.09685, equation 3). B starts at
-    zero, so the model says what it said before.
+    zero, so the model says what it said before. With `quantize`, the frozen weights are rounded to 8 bits each, with a
+    scale a row, and the matrices learn beside what is left (Dettmers et al., 2023, QLoRA, arXiv:2305.14314, has 4 bits).
 
     Raises:
-        BadInput: if peft is not installed, or the model has no layers of the names given.
+        BadInput: if the model has no layers of the names given, or they cannot be quantised.
     """
     if not config.rank:
         return
-    try:
-        from peft import LoraConfig
-    except ImportError:
-        raise BadInput("adapter.rank needs peft: pip install 'hfkit[peft]'") from None
+    from peft import LoraConfig
+
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.rank,
@@ -41,6 +44,41 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
         model.add_adapter(lora, ADAPTER)
     except ValueError as error:
         raise BadInput(f"adapter.target_modules: {' '.join(str(error).split())[:200]}") from None
+    if config.quantize == "int8":
+        _quantize_base(model)
+
+
+def _quantize_base(model: PreTrainedModel) -> None:
+    """Hold in 8 bits the weights that have LoRA matrices beside them."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise BadInput("adapter.quantize: quantised weights cannot be sharded; launch with ddp.yaml")
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for name, layer in _adapted(model):
+        base = layer.get_base_layer()
+        if not isinstance(base, nn.Linear):
+            raise BadInput(f"adapter.quantize: {name} is a {type(base).__name__}, and only linear layers have 8 bits")
+        quantize_(base, Int8WeightOnlyConfig())
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Whether a weight is held as small integers and scales (a DTensor too wraps others, but is sharded)."""
+    return is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor)
+
+
+def stored_tensors(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """Return the plain tensors that hold a parameter: itself, or the integers and scales of a quantised one."""
+    if not is_quantized(tensor):
+        return {name: tensor}
+    parts, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return {f"{name}.{part}": getattr(tensor, part) for part in parts}
+
+
+def _adapted(model: PreTrainedModel) -> list[tuple[str, Any]]:
+    """Return the layers that have LoRA matrices, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
 
 
 def has_adapter(model: PreTrainedModel) -> bool:
@@ -63,17 +101,20 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy with the LoRA matrices added into the weights; the model itself, where it has none."""
+    """Return a copy with the LoRA matrices added into the weights; the model itself, where it has none.
+
+    Quantised weights are numbers again first: what is saved is a plain model that says what the trained one said.
+    """
     if not has_adapter(model):
         return model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     merged = copy.deepcopy(model)
-    for name, module in list(merged.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)  # refuses a merge that is not finite
-            parent, _, child = name.rpartition(".")
-            setattr(merged.get_submodule(parent), child, module.get_base_layer())
+    for name, layer in _adapted(merged):
+        base = layer.get_base_layer()
+        if is_quantized(base.weight):
+            base.weight = nn.Parameter(base.weight.dequantize())
+        layer.merge(safe_merge=True)  # refuses a merge that is not finite
+        parent, _, child = name.rpartition(".")
+        setattr(merged.get_submodule(parent), child, base)
     merged._hf_peft_config_loaded = False
     del merged.peft_config
     return merged.requires_grad_(True)

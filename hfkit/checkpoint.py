@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hfkit.adapters import stored_tensors
 from hfkit.files import digest, digest_of, read_json, sync, write_json
 from hfkit.settings import BadInput
 
@@ -164,10 +165,14 @@ def _place(value: Tensor, like: Tensor) -> Tensor:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return name → full tensor of an unwrapped module's parameters (a tied one once) and saved buffers."""
-    names: dict[str, Tensor] = dict(model.named_parameters())
+    return {name: _whole(tensor) for name, tensor in _stored(model).items()}
+
+
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors, of the model itself, that a checkpoint holds."""
     saved = model.state_dict(keep_vars=True)
-    names |= {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    return {name: _whole(tensor) for name, tensor in names.items()}
+    names = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in saved}
+    return {name: part for whole, tensor in names.items() for name, part in stored_tensors(whole, tensor).items()}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -191,8 +196,7 @@ def state_writers(model: nn.Module, optimizer: torch.optim.Optimizer) -> Writers
 
 def restore_model(folder: Path, model: nn.Module) -> None:
     """Copy a checkpoint's weights into an unwrapped module."""
-    saved = model.state_dict(keep_vars=True)
-    targets = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in saved}
+    targets = _stored(model)
     with safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
         if set(file.keys()) != set(targets):
             raise BadInput(f"{folder}: its weights are those of another model")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hfkit.adapters import merge_adapter
+from hfkit.adapters import is_quantized, merge_adapter
 from hfkit.data.shards import IGNORE_INDEX
 from hfkit.model import isolation_mask
 
@@ -110,6 +110,9 @@ class LossModule(nn.Module):
         self.upstream = 1.0  # set by the loop: what it multiplies the loss by
         self.own_rates: list[tuple[list[nn.Parameter], float]] = []  # parameters with a peak learning rate of their own
         self._no_split_modules = model._no_split_modules  # what FSDP wraps by; without it only the root is sharded
+        # DDP cannot broadcast quantised weights at its start, and need not: every process rounds the same numbers.
+        quantized = [f"model.{name}" for name, parameter in model.named_parameters() if is_quantized(parameter)]
+        self._ddp_params_and_buffers_to_ignore = quantized
 
     def tie_weights(self) -> None:
         """Tie input and output embedding again (called when sharding has replaced the parameters)."""

@@ -226,10 +226,18 @@ class AdapterConfig:
     """Dropout on what they read."""
     target_modules: list[str] = field(default_factory=list)
     """Names of the linear layers that get them; empty is all but the output head."""
+    quantize: Literal["none", "int8"] = "none"
+    """Hold those layers' own weights in 8 bits: a quarter of fp32's memory, as in QLoRA. Needs hfkit[quant]."""
 
     def __post_init__(self) -> None:
         if self.rank < 0:
             raise BadInput(f"adapter.rank must be at least 0, not {self.rank}")
+        if self.rank and find_spec("peft") is None:
+            raise BadInput("adapter.rank needs peft: pip install 'hfkit[peft]'")
+        if self.quantize != "none" and not self.rank:
+            raise BadInput(f"adapter.quantize {self.quantize} freezes weights, so adapter.rank must be above 0")
+        if self.quantize != "none" and find_spec("torchao") is None:
+            raise BadInput("adapter.quantize needs torchao: pip install 'hfkit[quant]'")
 
 
 @dataclass

@@ -95,9 +95,9 @@ def main(config: DpoConfig) -> None:
     model = build_causal_lm(config.model, tokenizer, config.seed)
     end_turns_at(model, chat.end_id)
     set_length(model.config, length)
+    attach_adapter(model, config.adapter)  # before the reference speaks: quantised weights are its weights too
     for part in (pairs, held_out):
         part.compute_reference(run.accelerator, model)
-    attach_adapter(model, config.adapter)
 
     plan = plan_steps(config.train, len(pairs.pairs), length, run.rank, run.world_size)
     run.set_up(PreferenceLoss(model, config.beta), config.optim, plan, tokenizer)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from hfkit.adapters import attach_adapter, has_adapter, merge_adapter, save_adapter
+from hfkit.adapters import attach_adapter, has_adapter, merge_adapter, save_adapter, stored_tensors
+from hfkit.checkpoint import model_tensors, restore_model, save_checkpoint, state_writers
 from hfkit.losses import CausalLMLoss
 from hfkit.settings import AdapterConfig, BadInput
 
@@ -74,3 +75,62 @@ def test_no_adapter_changes_nothing(base) -> None:  # type: ignore[no-untyped-de
 def test_names_that_match_no_layer_are_refused(base) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(BadInput, match="target_modules"):
         attach_adapter(base, AdapterConfig(rank=2, target_modules=["nothing"]))
+
+
+@pytest.fixture
+def quantized(base):  # type: ignore[no-untyped-def]
+    pytest.importorskip("torchao")
+    attach_adapter(base, AdapterConfig(rank=4, quantize="int8"))
+    return base
+
+
+def test_quantized_weights_take_a_quarter_and_say_nearly_the_same(base, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("torchao")
+    logits = base(IDS).logits
+    plain = sum(tensor.nbytes for name, tensor in model_tensors(base).items() if "proj" in name)
+    attach_adapter(base, AdapterConfig(rank=4, quantize="int8"))
+    assert 0 < (base(IDS).logits - logits).abs().max() < 0.02
+    held = sum(tensor.nbytes for name, tensor in model_tensors(base).items() if "base_layer" in name)
+    assert held < 0.32 * plain  # a byte a number, and four a row
+
+
+def test_training_beside_quantized_weights_merges_into_a_plain_model_that_says_the_same(quantized, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    frozen = {name: value.clone() for name, value in model_tensors(quantized).items() if "base_layer" in name}
+    before = quantized(IDS).logits
+    train_a_little(quantized)
+    expected = quantized.eval()(IDS).logits
+    assert not torch.allclose(expected, before, atol=1e-2)
+    assert all(torch.equal(value, frozen[name]) for name, value in model_tensors(quantized).items() if name in frozen)
+
+    merged = merge_adapter(quantized)
+    assert (merged(IDS).logits - expected).abs().max() < 1e-5
+    merged.save_pretrained(tmp_path / "merged")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert type(plain) is LlamaForCausalLM and plain.dtype == torch.float32
+    assert not hasattr(plain.config, "quantization_config")
+    assert (plain(IDS).logits - expected).abs().max() < 1e-5
+
+
+def test_a_checkpoint_holds_the_quantized_weights_themselves(quantized, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    train_a_little(quantized)
+    expected = quantized(IDS).logits
+    optimizer = torch.optim.AdamW([p for p in quantized.parameters() if p.requires_grad])
+    folder = save_checkpoint(tmp_path, 1, state_writers(quantized, optimizer), {})
+    with torch.no_grad():
+        for tensor in stored(quantized).values():
+            tensor.zero_()
+    restore_model(folder, quantized)
+    assert torch.equal(quantized(IDS).logits, expected)
+
+
+def stored(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
+    return {k: part for name, p in model.named_parameters() for k, part in stored_tensors(name, p).items()}
+
+
+def test_quantizing_without_matrices_or_other_layers_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"adapter.rank must be above 0"):
+        AdapterConfig(quantize="int8")
+    pytest.importorskip("torchao")
+    shape = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2)
+    with pytest.raises(BadInput, match="Conv1D"):
+        attach_adapter(GPT2LMHeadModel(shape), AdapterConfig(rank=2, quantize="int8"))

@@ -59,6 +59,22 @@ def test_resumed_run_matches_uninterrupted_run(finished: Path, tmp_path: Path) -
     assert ours == whole
 
 
+@pytest.mark.slow
+def test_quantized_lora_resumes_exactly_and_leaves_a_plain_model(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    words = "--adapter.rank 4 --adapter.quantize int8 --train.save_every 3 --optim.learning_rate 1e-2 --train.max_steps"
+    for steps, name in ((6, "whole"), (3, "halves"), (6, "halves")):
+        done = run_sft(tmp_path / name, *words.split(), str(steps))
+        assert done.returncode == 0, done.stderr
+    whole, halves = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "halves"))
+    assert whole == halves
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model", output_loading_info=True)
+    assert not any(report.values()) and not hasattr(loaded.config, "quantization_config")
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["eval_loss"] for line in lines if "eval_loss" in line]
+    assert evaluated[-1] < evaluated[0]
+
+
 def small() -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(
