@@ -23,7 +23,7 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
 
     LoRA adds (alpha / rank) · B·A to a frozen weight (Hu et al., 2021, arXiv:2106.09685, equation 3). B starts at
     zero, so the model says what it said before. With `quantize`, the frozen weights are rounded to 8 bits each, with a
-    scale a row, and the matrices learn beside what is left (Dettmers et al., 2023, QLoRA, arXiv:2305.14314, has 4 bits).
+    scale a row, and the matrices learn beside what is left (QLoRA, with 4: Dettmers et al., 2023, arXiv:2305.14314).
 
     Raises:
         BadInput: if the model has no layers of the names given, or they cannot be quantised.
