@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hfkit.data.workers import num_workers
 from hfkit.loop import Diverged, Preempted
+from hfkit.precision import fp8_recipe, resolve_precision
 from hfkit.remote import HubError, check_access
 from hfkit.settings import BadInput, HubConfig, TrainConfig
 from hfkit.status import BAD_INPUT, DIVERGED, DONE, FAILED, PREEMPTED, PUSH_FAILED, Status, is_locked, is_main_process
@@ -169,34 +170,6 @@ def tune_process() -> None:
             libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
-def resolve_precision(asked: str) -> str:
-    """Return Accelerate's name of the precision: as asked, else the launcher's, else bf16 on a GPU that has it.
-
-    Raises:
-        BadInput: for fp16 without CUDA, which would run without a loss scale.
-    """
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked == "auto":
-        capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        asked = launcher if launcher != "no" else ("bf16" if capable else "fp32")
-    if asked == "fp16" and not torch.cuda.is_available():
-        raise BadInput("train.precision fp16 needs a CUDA GPU (its loss scale does); use fp32 or bf16 here")
-    if asked == "bf16" and not torch.cuda.is_available() and not _cpu_has_bf16():
-        print("warning: this CPU has no bf16 units, so bf16 is several times slower than fp32 here", file=sys.stderr)
-    return "no" if asked == "fp32" else asked
-
-
-def _cpu_has_bf16() -> bool:
-    return bool(re.search(r"\b(avx512_bf16|amx_bf16)\b", _cpu_flags()))
-
-
-def _cpu_flags() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-
-
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """Build the Accelerator and see that the launcher gave what it was asked for."""
     precision = resolve_precision(config.precision)
@@ -206,6 +179,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            *([fp8_recipe()] if precision == "fp8" else []),
         ],
     )
     check_launch(accelerator, precision)

@@ -4,6 +4,7 @@ Sums and counts, not means: divided by the number of targets of the whole optimi
 every split into processes and micro-batches.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +12,41 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfkit.adapters import is_quantized, merge_adapter
+from hfkit.attention import isolation_mask, use_training_attention
 from hfkit.data.shards import IGNORE_INDEX
-from hfkit.model import isolation_mask
 
 CHUNK = 1 << 22  # logits held at once; 4 M fp32 values are 16 MB, about a last-level cache
+CUDA_CHUNK = 1 << 28  # 1 GB: thousands of rows at a time, so that each product fills the device
+
+Score = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+
+
+def score_rows(logits: Tensor, targets: Tensor, factor: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of rows of logits, and the gradient of ``factor`` times it, both in fp32.
+
+    Args:
+        logits: (rows, vocabulary).
+        targets: (rows,); ``IGNORE_INDEX`` where no loss is taken.
+        factor: ().
+        smoothing: Share of each target's probability that is spread evenly over the vocabulary.
+    """
+    scores = logits.float()
+    counted = targets != IGNORE_INDEX
+    wanted = targets.clamp(min=0)[:, None]
+    expected = (1 - smoothing) * scores.gather(1, wanted)[:, 0]
+    if smoothing:
+        expected = expected + smoothing * scores.mean(1)
+    gradient = scores.softmax(-1)  # probabilities …
+    # The largest of them is 1 / Σ exp(score − largest score): the normaliser, without another pass through exp.
+    normaliser = scores.amax(-1) - gradient.amax(-1).log()
+    loss = ((normaliser - expected) * counted).sum()
+    if smoothing:
+        gradient = gradient.sub_(smoothing / gradient.shape[1])
+    if torch.compiler.is_compiling():  # … minus targets: a comparison is fused with what is around it
+        is_target = torch.arange(gradient.shape[1], device=gradient.device) == wanted
+        return loss, (gradient - (1 - smoothing) * is_target) * (counted * factor)[:, None]
+    gradient.scatter_add_(1, wanted, gradient.new_full(wanted.shape, smoothing - 1.0))
+    return loss, gradient.mul_((counted * factor)[:, None])
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -35,33 +67,23 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         upstream: float,
         smoothing: float,
         with_gradients: bool,
+        score: Score,
     ) -> Tensor:
         """See ``chunked_cross_entropy``; ``upstream`` is the factor that backward will receive, give or take."""
         matrix = weight.to(hidden.dtype)
         hidden_gradient = torch.empty_like(hidden if with_gradients else hidden[:0])
         weight_gradient = torch.zeros_like(weight if with_gradients else weight[:0], dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
-        rows_at_once = max(1, CHUNK // len(weight))
+        factor = hidden.new_full((), upstream, dtype=torch.float32)
+        rows_at_once = max(1, (CUDA_CHUNK if hidden.is_cuda else CHUNK) // len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows_at_once):
-                rows, wanted = hidden[start : start + rows_at_once], targets[start : start + rows_at_once]
-                counted = wanted != IGNORE_INDEX
-                wanted = wanted.clamp(min=0)[:, None]
-                logits = (rows @ matrix.T).float()  # (chunk, vocabulary)
-                normaliser = logits.logsumexp(-1, keepdim=True)
-                expected = (1 - smoothing) * logits.gather(1, wanted)
-                if smoothing:
-                    expected += smoothing * logits.mean(1, keepdim=True)
-                total += ((normaliser - expected)[:, 0] * counted).sum()
+                rows = hidden[start : start + rows_at_once]
+                loss, gradient = score(rows @ matrix.T, targets[start : start + rows_at_once], factor, smoothing)
+                total += loss
                 if with_gradients:
-                    gradient = logits.sub_(normaliser).exp_()  # probabilities …
-                    if smoothing:
-                        gradient.sub_(smoothing / len(weight))
-                    gradient.scatter_add_(
-                        1, wanted, gradient.new_full(wanted.shape, smoothing - 1.0)
-                    )  # … minus targets
                     # Scaled in fp32 before the cast: fp16 holds nothing below 6e-8, where most probabilities lie.
-                    gradient = gradient.mul_(counted[:, None] * upstream).to(hidden.dtype)
+                    gradient = gradient.to(hidden.dtype)
                     torch.mm(gradient, matrix, out=hidden_gradient[start : start + rows_at_once])
                     if hidden.dtype == torch.float32:
                         weight_gradient.addmm_(gradient.T, rows)
@@ -76,11 +98,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Hand out the gradients that the forward pass made."""
         hidden_gradient, weight_gradient = context.saved_tensors
         factor = upstream / context.upstream
-        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), None, None, None, None
+        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), *5 * (None,)
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, upstream: float = 1.0, smoothing: float = 0.0
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    upstream: float = 1.0,
+    smoothing: float = 0.0,
+    score: Score = score_rows,
 ) -> Tensor:
     """Return the summed cross-entropy in nats.
 
@@ -90,10 +117,11 @@ def chunked_cross_entropy(
         targets: (rows,) the id that each row should predict; ``IGNORE_INDEX`` where none.
         upstream: What the loss will be multiplied by before backward.
         smoothing: Share of each target's probability that is spread evenly over the vocabulary.
+        score: ``score_rows``, or the same compiled.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, smoothing, torch.is_grad_enabled())
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, smoothing, torch.is_grad_enabled(), score)
 
 
 class LossModule(nn.Module):
@@ -108,6 +136,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
         self.upstream = 1.0  # set by the loop: what it multiplies the loss by
+        self.score_rows: Score = score_rows
         self.own_rates: list[tuple[list[nn.Parameter], float]] = []  # parameters with a peak learning rate of their own
         self._no_split_modules = model._no_split_modules  # what FSDP wraps by; without it only the root is sharded
         # DDP cannot broadcast quantised weights at its start, and need not: every process rounds the same numbers.
@@ -138,7 +167,9 @@ class TokenLoss(LossModule):
         if self.plain_head:
             hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state  # (rows, T, width)
             weight = self.model.get_output_embeddings().weight
-            loss = chunked_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten(), self.upstream, smoothing)
+            rows = hidden.flatten(0, 1)
+            score = self.score_rows if self.training else score_rows
+            loss = chunked_cross_entropy(rows, weight, targets.flatten(), self.upstream, smoothing, score)
         else:
             logits = self.model(**inputs, use_cache=False).logits.float()  # (rows, T, vocabulary)
             loss = nn.functional.cross_entropy(
@@ -154,6 +185,12 @@ class TokenLoss(LossModule):
 class CausalLMLoss(TokenLoss):
     """Next-token loss of a causal model on packed or padded rows."""
 
+    def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
+        """See ``TokenLoss``; the model attends as ``hfkit.attention`` says from here on."""
+        use_training_attention(model)
+        keep_stream_narrow(model)
+        super().__init__(model, label_smoothing)
+
     def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (summed loss in nats, number of targets).
 
@@ -163,11 +200,26 @@ class CausalLMLoss(TokenLoss):
             position_ids: (rows, T); where given, 0 begins a document and attention stays inside it. None is plain
                 causal attention, which also suits rows that are padded on the right.
         """
-        inputs = {"input_ids": input_ids}
+        inputs: dict[str, Any] = {"input_ids": input_ids}
         if position_ids is not None:
             mask = isolation_mask(position_ids, self.model.config._attn_implementation)
             inputs |= {"position_ids": position_ids, "attention_mask": mask}
         return self.score(inputs, targets)
+
+
+def keep_stream_narrow(model: PreTrainedModel) -> None:
+    """Under bf16 autocast, embed into bf16: the residual stream, which else stays fp32, then has half the bytes.
+
+    fp16 keeps it in fp32, since some trained models' streams go beyond 65,504.
+    """
+
+    def narrow(module: nn.Module, _: Any, embedded: Tensor) -> Tensor:
+        kind = embedded.device.type
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+            return embedded.to(torch.bfloat16)
+        return embedded
+
+    model.get_input_embeddings().register_forward_hook(narrow)
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:

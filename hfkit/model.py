@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 from transformers import (
     AutoConfig,
@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hfkit.attention import isolation_mask
 from hfkit.remote import resolve_model
 from hfkit.settings import BadInput, ModelConfig
 
@@ -190,25 +191,6 @@ def generation_config(vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> Ge
         suppress_tokens=list(range(len(tokenizer), vocab_size)) or None,
         max_new_tokens=256,
     )
-
-
-def isolation_mask(position_ids: Tensor, attention: str) -> Tensor:
-    """Return the mask under which a token sees its own document's earlier tokens and itself.
-
-    Args:
-        position_ids: (rows, T); 0 begins a document.
-        attention: ``sdpa`` takes a bool mask; ``eager`` adds the mask to its scores, so it needs −inf.
-
-    Returns:
-        (rows, 1, T, T).
-    """
-    document = (position_ids == 0).cumsum(-1)  # (rows, T)
-    length = position_ids.shape[-1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
-    mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
-    if attention == "sdpa":
-        return mask
-    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
 def check_isolation(model: PreTrainedModel) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from hfkit.card import write_model_card
 from hfkit.checkpoint import restore_model, restore_optimizer, save_checkpoint, state_writers
+from hfkit.compilation import checkpoint_blocks, compile_blocks
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
 from hfkit.export import export_description, export_model, has_weights
@@ -117,11 +118,13 @@ class Run:
         if source is not None:
             compare_identity(source[1]["identity"], self.identity, self.config.resume_accept, self.output_dir)
         self.recorder.measure(module.model, getattr(self.config.data, "sequence_length", 0))
+        if self.config.train.activation_checkpointing:
+            checkpoint_blocks(module)
         self.module, self.optimizer = self.accelerator.prepare(module, build_optimizer(module, optim))
         if source is not None:
             self._restore(source)
         if self._compiles():
-            self.accelerator.unwrap_model(self.module).compile()
+            compile_blocks(self.accelerator.unwrap_model(self.module))
         self.selection = Selection(self.select or "eval_loss", self.progress)
         self._open_output(source[0] if source else None)
 

@@ -343,10 +343,12 @@ class TrainConfig:
     """Optimizer steps between printed samples (0: only at the end)."""
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2; the best one by validation loss is kept beside them."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: the launcher's if set, else bf16 on a GPU that has it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
+    """auto: the launcher's if set, else bf16 on a GPU that has it, else fp32. fp8: large products only; from 1 B on."""
     compile: bool | None = None
-    """torch.compile the model; null: on CUDA only."""
+    """torch.compile the blocks and the loss; null: on CUDA only."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping what it made: less memory, a third more time."""
     max_skipped_steps: int = 0
     """Steps with non-finite loss or gradient that may be skipped before the run stops with status 3."""
 

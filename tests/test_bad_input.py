@@ -145,6 +145,7 @@ CASES = [
         ("model.config_overrides: The hidden size (30)",),
     ),
     Case("fp16 on a CPU", {"train.precision": "fp16"}, ("train.precision fp16", "CUDA")),
+    Case("fp8 on a CPU", {"train.precision": "fp8"}, ("train.precision fp8", "Hopper", "use bf16 or fp32")),
     Case("unknown flag", {"train.max_step": 4}, ("--train.max_step", "did you mean `--train.max_steps`")),
     Case("wrong type", {"train.max_steps": "many"}, ("train.max_steps", "a whole number", "many")),
     Case("steps and epochs", {"train.max_steps": 4, "train.epochs": 1}, ("train.max_steps", "train.epochs")),

@@ -125,7 +125,7 @@ def test_flags_take_json_lists_and_bare_switches() -> None:
         ("--data x", "there is no setting --data; --help lists them all"),
         ("--train.max_steps many", "--train.max_steps takes a whole number or null, not 'many'"),
         ("--seed 1.5", "--seed takes a whole number, not '1.5'"),
-        ("--train.precision fp33", "--train.precision takes auto or fp32 or bf16 or fp16, not 'fp33'"),
+        ("--train.precision fp33", "--train.precision takes auto or fp32 or bf16 or fp16 or fp8, not 'fp33'"),
         ("--plan maybe", "--plan takes true or false, not 'maybe'"),
         ("--train.max_steps", "--train.max_steps needs a value: a whole number or null"),
         ("--seed 1 2", "--seed takes one value, a whole number, not 2: 1 2"),

@@ -41,10 +41,10 @@ LAYERS = [
             "remote",
         ),
     },
-    {"adapters", "model", "losses", "preference", "metrics"},
+    {"attention", "adapters", "compilation", "model", "losses", "preference", "metrics"},
     {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export", "harness"}
     | {"classification", "prediction", "translation", "codec", "decoding"},
-    {"launch", "run", "facts", "recorder", "selection", "adaptation"}
+    {"launch", "precision", "run", "facts", "recorder", "selection", "adaptation"}
     | {"hub", "card", "plan", "resume", "publisher", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}

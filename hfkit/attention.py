@@ -1,0 +1,99 @@
+"""How a model attends while it trains: causally without a mask, and documents of one row apart from each other.
+
+transformers builds a causal mask whenever a model is compiled, because a traced graph cannot look at ``position_ids``
+to see that none is needed. A mask costs the causal kernels: half of the work that they skip, and on a GPU the flash kernel
+itself. The attention registered here is SDPA that takes no mask where rows are plain; padding, sliding windows and
+caches, which generation meets, get the mask that SDPA would get.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "hfkit_sdpa"  # never saved: a configuration keeps no attention implementation
+
+
+def use_training_attention(model: PreTrainedModel) -> None:
+    """Let a causal model that attends through SDPA take no mask for plain rows, compiled or not."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, **rest: Any
+) -> tuple[Tensor, None]:
+    """Return what the heads read, (rows, T, heads, head size), in the form that transformers' models call."""
+    if isinstance(attention_mask, BlockMask):
+        return _attend_in_blocks(query, key, value, attention_mask, rest.get("scaling")), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+
+
+def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None) -> Tensor:
+    # Autocast narrows what SDPA is given, but knows nothing of this function; rotated queries may be wider than values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    flex = _compiled_flex_attention() if query.is_cuda else flex_attention  # uncompiled it holds (rows, heads, T, T)
+    grouped = query.shape[1] != key.shape[1]
+    return flex(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped).transpose(1, 2).contiguous()
+
+
+@functools.cache
+def _compiled_flex_attention() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def mask_unless_plain(
+    q_length: int, kv_length: int, attention_mask: Tensor | None = None, local_size: int | None = None, **rest: Any
+) -> Tensor | None:
+    """Return no mask for plain causal rows, and SDPA's for every other use."""
+    if attention_mask is None and local_size is None and q_length == kv_length:
+        return None
+    return sdpa_mask(
+        q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, local_size=local_size, **rest
+    )
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, mask_unless_plain)
+
+
+def isolation_mask(position_ids: Tensor, attention: str) -> Tensor | BlockMask:
+    """Return the mask under which a token sees its own document's earlier tokens and itself.
+
+    Args:
+        position_ids: (rows, T); 0 begins a document.
+        attention: The implementation's name. SDPA takes a bool mask; ours takes, on CUDA, a block mask, whose kernel
+            skips what is masked; ``eager`` adds the mask to its scores, so it needs −inf.
+
+    Returns:
+        (rows, 1, T, T).
+    """
+    document = (position_ids == 0).cumsum(-1)  # (rows, T)
+    if attention == NAME and position_ids.is_cuda:
+        return block_mask(document, compiled=True)
+    length = position_ids.shape[-1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
+    mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
+    if attention in ("sdpa", NAME):
+        return mask
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def block_mask(document: Tensor, *, compiled: bool) -> BlockMask:
+    """Return causal attention inside documents, as blocks of which the kernel visits only those that hold something.
+
+    Args:
+        document: (rows, T) number of each token's document within its row.
+        compiled: Whether to compile the search for blocks, which else holds a (rows, T, T) tensor.
+    """
+    rows, length = document.shape
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (document[row, query] == document[row, key])
+
+    return create_block_mask(sees, rows, None, length, length, device=document.device, _compile=compiled)
