@@ -1,9 +1,9 @@
 """How a model attends while it trains: causally without a mask, and documents of one row apart from each other.
 
 transformers builds a causal mask whenever a model is compiled, because a traced graph cannot look at ``position_ids``
-to see that none is needed. A mask costs the causal kernels: half of the work that they skip, and on a GPU the flash kernel
-itself. The attention registered here is SDPA that takes no mask where rows are plain; padding, sliding windows and
-caches, which generation meets, get the mask that SDPA would get.
+to see that none is needed. A mask costs the causal kernels: half of the work that they skip, and on a GPU the flash
+kernel itself. The attention registered here is SDPA that takes no mask where rows are plain; padding, sliding windows
+and caches, which generation meets, get the mask that SDPA would get.
 """
 
 import functools
@@ -96,4 +96,6 @@ def block_mask(document: Tensor, *, compiled: bool) -> BlockMask:
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (document[row, query] == document[row, key])
 
-    return create_block_mask(sees, rows, None, length, length, device=document.device, _compile=compiled)
+    mask = create_block_mask(sees, rows, None, length, length, device=document.device, _compile=compiled)
+    mask.ndim = 4  # type: ignore[attr-defined]  # GPT-2 asks
+    return mask
