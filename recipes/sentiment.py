@@ -73,6 +73,7 @@ def main(config: SentimentConfig) -> None:
     if config.classify is not None:
         return classify(config)
     data = load_labelled(config.data)
+    weights = compute_class_weights(config.model, data.labels["train"], data.label_names)
     body, adapted = choose_body(config, data.training_texts)
     tokenizer = choose_tokenizer(config, body, data.training_texts)
     run = Run(config, describe(config, data, tokenizer), select="macro_f1")
@@ -86,7 +87,6 @@ def main(config: SentimentConfig) -> None:
     plan = plan_steps(config.train, len(encoded["train"].rows), length, run.rank, run.world_size)
     module = ClassificationLoss(model, config.model.label_smoothing, config.model.head_learning_rate)
     run.set_up(module, config.optim, plan, tokenizer)
-    weights = compute_class_weights(config.model, labels["train"], data.label_names)
     pad = int(tokenizer.pad_token_id)
     read = classification_rows(encoded["train"], labels["train"], weights, plan, config.seed, pad)
 

@@ -1,29 +1,22 @@
-"""Classification: exact weighted gradients, scores that batches and processes leave alone, models that reload."""
+"""Classification: heads on many bodies, exact weighted gradients, scores that batches and processes leave alone."""
 
-import importlib
-import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from sklearn.metrics import f1_score, matthews_corrcoef
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    pipeline,
 )
 
 from hfkit.classification import (
@@ -36,12 +29,10 @@ from hfkit.data.batches import Plan, Split
 from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
 from hfkit.loop import train_step
 from hfkit.optim import build_optimizer
-from hfkit.prediction import classify_texts, predict
-from hfkit.settings import BadInput, ClassifierConfig, LabelDataConfig, OptimConfig, TokenizerConfig, TrainConfig
+from hfkit.prediction import predict, score_labels
+from hfkit.settings import BadInput, ClassifierConfig, OptimConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
 from processes import run_in_processes
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 
 NAMES = ["bad", "fair", "good"]
 TEXTS = [f"{word} {' and '.join(['word'] * number)}" for number in range(1, 12) for word in ("one",)]  # 11 lengths
@@ -144,16 +135,19 @@ def test_windows_of_a_text_weigh_as_much_as_one_text(encoded: Encoded) -> None:
     assert step.targets == pytest.approx(len(TEXTS))
 
 
-def test_scores_do_not_depend_on_batches_or_processes(model: PreTrainedModel, encoded: Encoded) -> None:
+def test_scores_and_figures_do_not_depend_on_batches_or_processes(model: PreTrainedModel, encoded: Encoded) -> None:
     reference = predict(Accelerator(cpu=True), model, encoded, batch_size=1)
-    assert reference.shape == (11, 3)
+    figures = score_labels(reference, LABELS, NAMES)
+    assert reference.shape == (11, 3)  # 11 texts: no multiple of 2, 3 or 8
     np.testing.assert_allclose(reference.sum(1), 1, atol=1e-12)
-    for size in (3, 8):
-        np.testing.assert_allclose(
-            predict(Accelerator(cpu=True), model, encoded, batch_size=size), reference, atol=1e-6
-        )
-    for scores in run_in_processes(2, lambda: predict(Accelerator(cpu=True), model, encoded, batch_size=3)):
-        np.testing.assert_allclose(scores, reference, atol=1e-6)
+    for world in (1, 2):
+        for size in (1, 3, 8):
+            for scores in run_in_processes(world, lambda n=size: predict(Accelerator(cpu=True), model, encoded, n)):
+                np.testing.assert_allclose(scores, reference, atol=1e-6)
+                found = score_labels(scores, LABELS, NAMES)
+                for name, value in figures.items():
+                    exact = name in ("per_class", "confusion_matrix")  # nested, and counts
+                    assert found[name] == (value if exact else pytest.approx(value, abs=1e-6)), (world, size, name)
 
 
 def test_windows_are_averaged_and_padding_is_not_read(
@@ -278,61 +272,3 @@ def test_low_rank_updates_train_little_and_are_added_to_the_saved_model(
     assert type(merged).__name__ == "LlamaForSequenceClassification"
     after = predict(Accelerator(cpu=True), merged, encoded, batch_size=8)
     np.testing.assert_allclose(after, before, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of the recipe on a few rows, with adaptation and unlabelled texts."""
-    folder = tmp_path_factory.mktemp("sentiment")
-    words = {"bad": ("sad", "poor"), "fair": ("plain", "usual"), "good": ("fine", "great")}
-    rows = [{"text": f"a {w} thing number {n}", "label": k} for k, ws in words.items() for w in ws for n in range(6)]
-    rows += [{"text": f"who knows {number}", "label": None} for number in range(5)]
-    for name, part in (("train", rows), ("validation", rows[::3]), ("test", rows[1:36:5])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    recipe: Any = importlib.import_module("sentiment")
-    config = recipe.SentimentConfig(
-        data=LabelDataConfig(**{f"{n}_files": str(folder / f"{n}.jsonl") for n in ("train", "validation", "test")}),
-        tokenizer=TokenizerConfig(vocab_size=280),
-        model=ClassifierConfig(config_overrides=SHAPE, head_learning_rate=5e-3),
-        train=TrainConfig(max_steps=6, global_batch_size=8, eval_every=2, save_every=4, log_every=1),
-        adapt=2,
-        output_dir=folder / "run",
-    )
-    config.output_dir.mkdir()
-    recipe.main(config)
-    return config.output_dir
-
-
-def test_the_best_step_becomes_the_result(finished: Path) -> None:
-    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    scores = {line["step"]: line["macro_f1"] for line in lines if "macro_f1" in line}
-    result = json.loads((finished / "result.json").read_text())
-    assert list(scores) == [2, 4, 6]
-    assert result["best_macro_f1"] == max(scores.values()) == scores[result["best_step"]]
-    assert result["adapted"]["steps"] == 2 and result["adapted"]["texts"] == 41
-
-
-def test_plain_transformers_gives_the_scores_of_the_run(finished: Path) -> None:
-    rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
-    result = json.loads((finished / "result.json").read_text())
-    classify = pipeline("text-classification", str(finished / "model"), top_k=None, device="cpu")
-    for row, answers in zip(rows, classify([row["text"] for row in rows]), strict=True):
-        assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(row["scores"], abs=1e-6)
-    truth, said = [row["label"] for row in rows], [row["prediction"] for row in rows]
-    assert result["macro_f1"] == pytest.approx(f1_score(truth, said, average="macro"), abs=1e-12)
-    assert result["mcc"] == pytest.approx(matthews_corrcoef(truth, said), abs=1e-12)
-    assert result["examples"] == len(rows) == 7 and result["evaluated_on"] == "test"
-    assert AutoModelForSequenceClassification.from_pretrained(finished / "model").config.label2id == {
-        name: number for number, name in enumerate(NAMES)
-    }
-
-
-def test_texts_are_classified_from_the_saved_folder(finished: Path) -> None:
-    row = json.loads((finished / "predictions.jsonl").read_text().splitlines()[0])
-    answer = classify_texts(finished / "model", [row["text"]])[0]
-    assert answer["prediction"] == row["prediction"]
-    assert answer["scores"] == pytest.approx(row["scores"], abs=1e-6)
-    with pytest.raises(BadInput, match="the text is empty"):
-        classify_texts(finished / "model", [" "])
-    with pytest.raises(BadInput, match=r"no tokenizer|no classifier"):
-        classify_texts(finished / "elsewhere", ["text"])
