@@ -52,7 +52,8 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
         resume="never" if config.resume == "never" else "auto",
         seed=config.seed,
     )
-    data = prepare_data(text, own.tokenizer, own.model.path)
+    base = resolve_model(own.model.path, own.model.revision) if own.model.path else None
+    data = prepare_data(text, own.tokenizer, base)
     run = Run(own, Facts.of(data))
     model = build_causal_lm(own.model, data.tokenizer, own.seed)
     set_length(model.config, length)

@@ -1,16 +1,18 @@
 """Talking to the Hub: sign-in, time limits, repeated tries, errors as one line, and models that arrive whole.
 
 The installed client waits for ever for an answer, sends a commit once, and checks a download's size but not its
-digest; `call` and `resolve_model` add what is missing. It reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is
+digest; `call` and `resolve_folder` add what is missing. It reads HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE when it is
 imported.
 """
 
+import email.utils
 import functools
 import hashlib
 import random
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +32,7 @@ from hfkit.files import digest
 from hfkit.settings import BadInput, RepositoryConfig
 
 TIMEOUT = 120.0  # seconds of silence after which a request counts as lost
+CONNECT_TIMEOUT = 10.0  # seconds; a cluster's nodes without a way out swallow what is sent
 TRIES = 6  # with the waits below, half a minute, and a minute at worst
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds
 LONGEST_RETRY_AFTER = 300.0  # seconds; a server that asks for more is down for this run
@@ -47,8 +50,9 @@ def limit_waiting() -> None:
     """Let every request give up after `TIMEOUT` seconds of silence, also where the client asks to wait for ever."""
 
     def limit(request: Any) -> None:
+        limits = {"connect": min(CONNECT_TIMEOUT, TIMEOUT), "read": TIMEOUT, "write": TIMEOUT, "pool": TIMEOUT}
         asked = request.extensions.get("timeout", {})
-        request.extensions["timeout"] = {key: asked.get(key) or TIMEOUT for key in ("connect", "read", "write", "pool")}
+        request.extensions["timeout"] = {key: asked.get(key) or limit for key, limit in limits.items()}
 
     def build() -> Any:
         client = default_client_factory()
@@ -100,7 +104,10 @@ def retry_after(error: BaseException) -> float:
     for cause in causes(error):
         if isinstance(cause, HfHubHTTPError):
             asked = cause.response.headers.get("Retry-After", "")
-            return float(asked) if asked.isdigit() else 0.0
+            if asked.isdigit():
+                return float(asked)
+            date = email.utils.parsedate_tz(asked)  # the other form that HTTP allows (RFC 9110, section 10.2.3)
+            return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else 0.0
     return 0.0
 
 
@@ -171,8 +178,26 @@ def check_access(config: RepositoryConfig, repo_type: str = "model") -> None:
 def resolve_model(path: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a model: ``path`` itself, or the local copy of what the Hub has under that id.
 
+    Raises:
+        BadInput: if there is neither such a folder nor such a repository, if it holds no model, or if the Hub cannot
+            be reached.
+    """
+    folder = resolve_folder(path, revision)
+    if not (folder / "config.json").exists():
+        raise BadInput(f"{path} holds no config.json, so it is not a model")
+    return folder
+
+
+def resolve_folder(path: str | Path, revision: str | None = None, weights: bool = True) -> Path:
+    """Return ``path`` if it is a folder, or the local copy of the model repository with that id on the Hub.
+
     Offline mode is respected: then only what was downloaded before is found. Files are checked against the digests
     under which the Hub lists them. Nothing of what is downloaded is run.
+
+    Args:
+        revision: Branch, tag or commit; None is the head of main. A process sees one commit of it, whatever is pushed
+            meanwhile.
+        weights: Whether the weights are wanted; a tokenizer comes without.
 
     Raises:
         BadInput: if there is neither such a folder nor such a repository, or the Hub cannot be reached.
@@ -181,24 +206,22 @@ def resolve_model(path: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         if revision is not None:
             raise BadInput(f"{path} is a folder, so a revision ({revision}) means nothing; drop it or give a Hub id")
-        if not (folder / "config.json").exists():
-            raise BadInput(f"{path} holds no config.json, so it is not a model folder")
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(path), re.ASCII):
         raise BadInput(f"{path}: no such folder, and not a Hub id (name/model)")
-    try:
-        return call(
-            lambda: _download_model(str(path), revision), tries=3
-        )  # someone waits, perhaps for a misspelt folder
+    try:  # few tries: someone waits, perhaps for a misspelt folder
+        return call(lambda: _download(str(path), revision, weights), tries=3)
     except HubError as error:
         raise BadInput(_why_not_found(str(path), revision, error)) from error
 
 
-def _download_model(repo_id: str, revision: str | None) -> Path:
+@functools.cache
+def _download(repo_id: str, revision: str | None, weights: bool) -> Path:
     """Fetch the files that transformers needs; pickled weights only where there are no safetensors."""
-    ignored = [*OTHER_FRAMEWORKS, "*.bin", "*.pt", "*.pth"]
+    pickles = ["*.bin", "*.pt", "*.pth"]
+    ignored = [*OTHER_FRAMEWORKS, *pickles, *([] if weights else ["*.safetensors"])]
     folder = Path(snapshot_download(repo_id, revision=revision, ignore_patterns=ignored))
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         folder = Path(snapshot_download(repo_id, revision=revision, ignore_patterns=OTHER_FRAMEWORKS))
     if damaged := damaged_files(folder):
         for file in damaged:

@@ -27,6 +27,8 @@ class SourceConfig:
     """Dataset on the Hub, or a `save_to_disk` folder."""
     dataset_config: str | None = None
     """Configuration of the dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of `dataset` on the Hub."""
     split: str = "train"
     """Split of the dataset."""
     text_column: str | None = None
@@ -39,6 +41,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.dataset is None):
             raise BadInput("each of data.sources needs either path or dataset")
+        if self.revision is not None and self.dataset is None:
+            raise BadInput(f"data.sources: revision {self.revision} is that of a dataset; files have none")
         if self.weight <= 0:
             raise BadInput(f"data.sources: weight must be above 0, not {self.weight}")
 
@@ -125,6 +129,8 @@ class RowsConfig:
     """Dataset on the Hub, or a `save_to_disk` folder, instead of train_files."""
     dataset_config: str | None = None
     """Configuration of the dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of `dataset` on the Hub."""
     split: str = "train"
     """Split of the dataset to train on."""
     validation_split: str | None = None
@@ -143,6 +149,8 @@ class RowsConfig:
     def __post_init__(self) -> None:
         if self.train_files is not None and self.dataset is not None:
             raise BadInput("give data.train_files or data.dataset, not both")
+        if self.revision is not None and self.dataset is None:
+            raise BadInput(f"data.revision {self.revision} is that of a dataset on the Hub; give data.dataset too")
         if not 0 <= self.validation_share < 1:
             raise BadInput(f"data.validation_share must lie in [0, 1), not {self.validation_share}")
         if self.max_documents is not None and self.max_documents < 1:
@@ -246,6 +254,8 @@ class TokenizerConfig:
 
     path: str | None = None
     """Folder or Hub id of a tokenizer; null trains one."""
+    revision: str | None = None
+    """Branch, tag or commit of `path` on the Hub."""
     kind: Literal["bpe", "char"] = "bpe"
     """Byte-level BPE (lossless on any text), or one token per character of the training text."""
     vocab_size: int = 32768

@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hfkit.files import digest_of
+from hfkit.remote import resolve_folder
 from hfkit.settings import BadInput, TokenizerConfig
 
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
@@ -98,8 +99,9 @@ def open_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
     Raises:
         BadInput: if there is none.
     """
+    folder = resolve_folder(path, revision, weights=False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInput(f"{path} holds no tokenizer that loads ({_first_line(error)})") from None
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or not len(tokenizer):

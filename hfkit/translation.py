@@ -24,6 +24,7 @@ from transformers import (
 from hfkit.codec import Codec
 from hfkit.losses import TokenLoss
 from hfkit.model import build_causal_lm, generation_config, padded_size, set_length
+from hfkit.remote import resolve_model
 from hfkit.settings import BadInput, DecodingConfig, PairDataConfig, TranslationModelConfig
 
 LOADERS = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM}
@@ -189,16 +190,17 @@ def _marian_config(config: TranslationModelConfig, tokenizer: PreTrainedTokenize
 
 def _load_seq2seq(config: TranslationModelConfig) -> PreTrainedModel:
     """Load an encoder–decoder in fp32; a weight that the folder lacks is an error."""
-    dropout = {"dropout_rate" if _is_t5(config) else "dropout": config.dropout} if config.dropout else {}
+    folder = resolve_model(str(config.path), config.revision)
     try:
+        shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        name = "dropout_rate" if hasattr(shape, "dropout_rate") else "dropout"  # T5's word, everybody else's
         loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(
-            str(config.path),
-            revision=config.revision,
+            folder,
             dtype=torch.float32,
             attn_implementation=config.attention,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
-            **dropout,
+            **({name: config.dropout} if config.dropout else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
@@ -206,14 +208,6 @@ def _load_seq2seq(config: TranslationModelConfig) -> PreTrainedModel:
     if missing := sorted(report["missing_keys"]):
         raise BadInput(f"model.path {config.path} lacks weights: {', '.join(missing[:3])}")
     return model
-
-
-def _is_t5(config: TranslationModelConfig) -> bool:
-    try:
-        found = AutoConfig.from_pretrained(str(config.path), revision=config.revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
-    return hasattr(found, "dropout_rate")
 
 
 def set_decoding(model: PreTrainedModel, codec: Codec, decoding: DecodingConfig) -> None:

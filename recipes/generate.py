@@ -61,7 +61,7 @@ from hfkit.tokenizer import load_tokenizer
 
 def main(config: GenerateConfig) -> None:
     """Load, continue, print."""
-    tokenizer = load_tokenizer(str(config.model.path))
+    tokenizer = load_tokenizer(str(config.model.path), config.model.revision)
     model = load_causal_lm(config.model)
     prompts = read_prompts(config)
     encoded = encode_prompts(tokenizer, prompts)

@@ -64,6 +64,7 @@ from hfkit.files import digest_of
 from hfkit.launch import launch
 from hfkit.metrics import write_predictions
 from hfkit.prediction import classify_texts, name_predictions, predict, score_labels
+from hfkit.remote import resolve_model
 from hfkit.run import Run
 from hfkit.tokenizer import tokenizer_hash, train_tokenizer
 
@@ -124,8 +125,9 @@ def choose_body(config: SentimentConfig, texts: list[str]) -> tuple[ClassifierCo
 
 def choose_tokenizer(config: SentimentConfig, body: ModelConfig, texts: list[str]) -> PreTrainedTokenizerBase:
     """Return the body's own tokenizer; for a body built from scratch the one named, or one trained on the texts."""
-    if path := body.path or config.tokenizer.path:
-        return load_classifier_tokenizer(path, body.revision, config.model.pad_token)
+    named = body if body.path else config.tokenizer
+    if named.path:
+        return load_classifier_tokenizer(named.path, named.revision, config.model.pad_token)
     return train_tokenizer(texts, config.tokenizer)
 
 
@@ -150,7 +152,7 @@ def describe(config: SentimentConfig, data: Labelled, tokenizer: PreTrainedToken
 
 def classify(config: SentimentConfig) -> None:
     """Print one JSON line for each text: text, prediction, scores."""
-    folder = Path(config.model.path or config.output_dir / "model")
+    folder = resolve_model(config.model.path or config.output_dir / "model", config.model.revision)
     texts = [line.rstrip("\n") for line in sys.stdin] if config.classify == "-" else [str(config.classify)]
     for row in classify_texts(folder, texts):
         print(json.dumps(row, ensure_ascii=False))

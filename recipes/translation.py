@@ -59,6 +59,7 @@ from hfkit.files import digest_of
 from hfkit.launch import build_accelerator, launch
 from hfkit.loop import sum_losses
 from hfkit.metrics import score_translation, write_lines, write_predictions
+from hfkit.remote import resolve_model
 from hfkit.run import Run
 from hfkit.tokenizer import add_end, load_tokenizer, tokenizer_hash, train_tokenizer
 from hfkit.translation import LOADERS, TranslationLoss, build_codec, build_translation_model, set_decoding
@@ -121,8 +122,9 @@ def main(config: TranslationConfig) -> None:
 
 def choose_tokenizer(config: TranslationConfig, pairs: list[Pair]) -> PreTrainedTokenizerBase:
     """Return the model's own tokenizer; for one built from scratch the one named, or one trained on both languages."""
-    if path := config.tokenizer.path or config.model.path:
-        tokenizer = load_tokenizer(path, config.model.revision)
+    named = config.tokenizer if config.tokenizer.path else config.model
+    if named.path:
+        tokenizer = load_tokenizer(named.path, named.revision)
     else:
         tokenizer = train_tokenizer((text for pair in pairs for text in pair), config.tokenizer)
     if config.model.kind == "seq2seq" and config.model.path is None:
@@ -155,7 +157,8 @@ def write_translations(folder: Path, pairs: list[Pair], texts: list[str]) -> Non
 
 def translate_texts(config: TranslationConfig) -> None:
     """Print the translation of each text, one a line."""
-    model, codec = open_translator(Path(config.model.path or config.output_dir / "model"))
+    folder = resolve_model(config.model.path or config.output_dir / "model", config.model.revision)
+    model, codec = open_translator(folder)
     texts = [line.rstrip("\n") for line in sys.stdin] if config.translate == "-" else [str(config.translate)]
     if not all(text.strip() for text in texts) or not texts:
         raise BadInput("translate: the text is empty")

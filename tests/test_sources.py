@@ -262,7 +262,7 @@ def test_stream_reads_what_the_download_reads(tmp_path: Path) -> None:
 
 
 def test_dataset_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
-    assert problem_of(dataset=str(tmp_path / "none")).startswith(f"dataset {tmp_path / 'none'}/train: ")
+    assert problem_of(dataset=str(tmp_path / "none")).startswith(f"dataset {tmp_path / 'none'}: ")
     folder = tmp_path / "data"
     write(folder / "train.jsonl", '{"text": "a"}\n{"text": \n')
     assert problem_of(dataset=str(folder)).startswith(f"dataset {folder}/train: ")

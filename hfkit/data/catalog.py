@@ -1,16 +1,19 @@
 """Datasets by name, through `datasets`: on the Hub, in a `save_to_disk` folder, downloaded or read as a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import datasets
+from datasets.packaged_modules.cache.cache import Cache
 
 from hfkit.data.listing import SAVED_DATASET, content_digests
 from hfkit.data.readers import Row
-from hfkit.settings import BadInput
+from hfkit.remote import HubError, call
+from hfkit.settings import BadInput, RowsConfig, SourceConfig
 
+T = TypeVar("T")
 BATCH = 256  # rows decoded at a time
 
 # Missing names, splits and configurations, no network, damaged files, datasets that need a script.
@@ -22,11 +25,29 @@ class Name(NamedTuple):
 
     path: str
     config: str | None
+    revision: str | None
     split: str
     streaming: bool = False
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.path, self.config, self.split) if part)
+        path = f"{self.path}@{self.revision}" if self.revision else self.path
+        return "/".join(part for part in (path, self.config, self.split) if part)
+
+
+def name_of(settings: RowsConfig | SourceConfig, split: str, streaming: bool = False) -> Name:
+    """Return the name of a split of the dataset in the settings, which must have one."""
+    return Name(str(settings.dataset), settings.dataset_config, settings.revision, split, streaming)
+
+
+def describe_named(config: RowsConfig) -> list[dict[str, Any]]:
+    """Return id, configuration, split and commit of each dataset on the Hub that is trained on."""
+    items = [config, *getattr(config, "sources", [])]
+    names = [name_of(item, item.split) for item in items if item.dataset is not None]
+    return [
+        {"id": name.path, "configuration": name.config, "split": name.split, "revision": _find(*name[:3]).hash}
+        for name in names
+        if not Path(name.path).exists()
+    ]
 
 
 @cache
@@ -36,12 +57,45 @@ def load_named(name: Name) -> datasets.Dataset | datasets.IterableDataset:
     Raises:
         BadInput: if it cannot be had, with what `datasets` says on one line.
     """
+    if name.revision is not None and Path(name.path).exists():
+        raise BadInput(f"data.dataset {name.path} is a folder, so a revision ({name.revision}) means nothing")
+    if is_saved(name.path):
+        return _try(name, lambda: _load_saved(name))
+    builder = _find(*name[:3])
+    if name.streaming:
+        return _try(name, lambda: builder.as_streaming_dataset(split=name.split))
+
+    def download() -> datasets.Dataset:
+        builder.download_and_prepare()
+        return builder.as_dataset(split=name.split)
+
+    return _try(name, download)
+
+
+@cache
+def _find(path: str, config: str | None, revision: str | None) -> datasets.DatasetBuilder:
+    """Return what gets the splits of a dataset, all of one commit.
+
+    Without network, `datasets` takes whatever it loaded last; a revision says which commit it must be.
+    """
+    name = "/".join(part for part in (path, config) if part)
+    builder = _try(name, lambda: datasets.load_dataset_builder(path, config, revision=revision))
+    if revision not in (None, builder.hash) and isinstance(builder, Cache):
+        raise BadInput(
+            f"dataset {name} cannot be fetched at {revision}, and what was loaded before is commit {builder.hash}; "
+            "without network, data.revision must be that"
+        )
+    return builder
+
+
+def _try(name: object, action: Callable[[], T]) -> T:
+    """Return what ``action`` gives, tried again where the network fails; other failures become one line."""
     try:
-        if is_saved(name.path):
-            return _load_saved(name)
-        return datasets.load_dataset(name.path, name.config, split=name.split, streaming=name.streaming)
+        return call(action, tries=3)
     except BadInput:
         raise
+    except HubError as failed:
+        raise _bad_input(name, failed.__cause__ or failed) from None
     except DATASET_ERRORS as error:
         raise _bad_input(name, error) from None
 
@@ -59,7 +113,7 @@ def _load_saved(name: Name) -> datasets.Dataset:
     return splits[name.split]
 
 
-def _bad_input(name: Name, error: Exception) -> BadInput:
+def _bad_input(name: object, error: BaseException) -> BadInput:
     return BadInput(f"dataset {name}: {' '.join(str(error).split()) or type(error).__name__}")
 
 
@@ -83,10 +137,5 @@ def identify_named(name: Name, memory: Path | None = None) -> Any:
     """Return what changes whenever the dataset's content does: digests of a folder's files, or the Hub's revision."""
     if is_saved(name.path):
         return [name.split, content_digests(sorted(Path(name.path).rglob("*.arrow")), memory)]
-    if not name.streaming:
-        return [*name, load_named(name)._fingerprint]
-    try:
-        builder = datasets.load_dataset_builder(name.path, name.config)
-    except DATASET_ERRORS as error:
-        raise _bad_input(name, error) from None
-    return [*name, builder.hash]
+    known = _find(*name[:3]).hash if name.streaming else load_named(name)._fingerprint
+    return [name.path, name.config, name.split, name.streaming, known]

@@ -162,8 +162,8 @@ def chat_tokenizer(
 
     The template is `data.chat_template`, else the tokenizer's own, else ours where the tokenizer has our chat tokens.
     """
-    path = model.path or own.path
-    tokenizer = load_tokenizer(path, model.revision) if path else train_tokenizer(texts, own)
+    named = model if model.path else own
+    tokenizer = load_tokenizer(named.path, named.revision) if named.path else train_tokenizer(texts, own)
     set_template(tokenizer, None if config.chat_template is None else config.chat_template.read_text("utf-8"))
     return tokenizer
 

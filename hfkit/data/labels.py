@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from hfkit.data.builtin_sentiment import builtin_sentiment
-from hfkit.data.catalog import Name, load_named
+from hfkit.data.catalog import load_named, name_of
 from hfkit.data.holdout import content_share, find_border
 from hfkit.data.readers import OnBad, Row, report, text_of
 from hfkit.data.sources import read_table
@@ -164,7 +164,7 @@ def _declared_names(config: LabelDataConfig) -> list[str]:
     """Return the names that a dataset declares for its label column."""
     if config.train_files is not None or config.dataset is None:
         return []
-    features = load_named(Name(config.dataset, config.dataset_config, config.split)).features or {}
+    features = load_named(name_of(config, config.split)).features or {}
     return list(getattr(features.get(config.label_column), "names", None) or [])
 
 

@@ -82,7 +82,7 @@ def prepare_data(
     worked = _build(text, partial(_build_text, config=config, sources=sources, evaluation=evaluation))
 
     if path := tokenizer.path or tokenizer_path:
-        chosen = load_tokenizer(path)
+        chosen = load_tokenizer(path, tokenizer.revision if tokenizer.path else None)
     else:
         folder = cache / f"tokenizer-{digest_of([text_key, asdict(tokenizer)])[:16]}"
         worked |= _build(folder, partial(_build_tokenizer, text=text, config=tokenizer, sources=len(sources)))

@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-from hfkit.data.catalog import Name, identify_named, load_named, named_rows
+from hfkit.data.catalog import Name, identify_named, load_named, name_of, named_rows
 from hfkit.data.corpus import builtin_documents, identify_builtin
 from hfkit.data.documents import Document, Rules, read_documents
 from hfkit.data.listing import content_digests, list_files
@@ -73,8 +73,7 @@ def resolve_sources(config: DataConfig) -> list[Source]:
     if config.train_files is not None:
         return [_file_source("train_files", config.train_files, "data.train_files", rules, limit)]
     if config.dataset is not None:
-        name = Name(config.dataset, config.dataset_config, config.split, config.streaming)
-        return [_named_source(name, rules, limit)]
+        return [_named_source(name_of(config, config.split, config.streaming), rules, limit)]
     if not config.sources:
         return [Source("builtin", 1.0, _builtin_parts, lambda memory: identify_builtin(), limit)]
     return _mixture(config, rules)
@@ -86,7 +85,7 @@ def _mixture(config: DataConfig, rules: Rules) -> list[Source]:
     for item in config.sources:
         own_rules = Rules(item.text_column or rules.text_column, rules.document, rules.document_start)
         if item.dataset is not None:
-            name = Name(item.dataset, item.dataset_config, item.split, config.streaming)
+            name = name_of(item, item.split, config.streaming)
             label = item.name or str(name)
             source = _named_source(name, own_rules, config.max_documents, label, item.weight)
         else:
@@ -105,7 +104,7 @@ def resolve_evaluation(config: DataConfig, which: Literal["validation", "test"])
     if files is not None:
         return _file_source(which, files, f"data.{which}_files", rules)
     if config.dataset is not None and split is not None:
-        return _named_source(Name(config.dataset, config.dataset_config, split, config.streaming), rules, label=which)
+        return _named_source(name_of(config, split, config.streaming), rules, label=which)
     return None
 
 
@@ -124,7 +123,7 @@ def read_table(
         paths = list_files(files, f"data.{which}_files", ROW_FORMATS)
         rows: Iterator[Row] = chain.from_iterable(read_rows(path, on_bad) for path in paths)
     elif config.dataset is not None and split is not None:
-        name = Name(config.dataset, config.dataset_config, split)
+        name = name_of(config, split)
         rows = named_rows(load_named(name), name)
     else:
         return None
