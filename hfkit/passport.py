@@ -81,6 +81,7 @@ def write_passport(
     data: dict[str, Any],
     tokenizer: dict[str, Any],
     seed: int,
+    model: dict[str, Any] | None = None,
     resumed_from: int | None = None,
     num_processes: int = 1,
 ) -> dict[str, Any]:
@@ -89,6 +90,7 @@ def write_passport(
     Args:
         data: Revisions and content hashes of the data, as the data path knows them.
         tokenizer: Hash and origin of the tokenizer.
+        model: Id and commit of the model that the run began from.
         resumed_from: Step that this session goes on from; None for a new run.
     """
     path = output_dir / "passport.json"
@@ -106,6 +108,7 @@ def write_passport(
         "seed": seed,
         "data": mask_values(data),
         "tokenizer": mask_values(tokenizer),
+        "model": mask_values(model or {}),
         "versions": find_versions(),
         "commit": find_commit(),
         "hardware": find_hardware(),

@@ -215,6 +215,13 @@ def resolve_folder(path: str | Path, revision: str | None = None, weights: bool 
         raise BadInput(_why_not_found(str(path), revision, error)) from error
 
 
+def describe_model(path: str | None, revision: str | None = None) -> dict[str, str]:
+    """Return id and commit of the model on the Hub that a run begins from; nothing where it is a folder or none."""
+    if path is None or Path(path).expanduser().is_dir():
+        return {}
+    return {"id": path, "revision": resolve_folder(path, revision).name}  # the client's cache names it by its commit
+
+
 @functools.cache
 def _download(repo_id: str, revision: str | None, weights: bool) -> Path:
     """Fetch the files that transformers needs; pickled weights only where there are no safetensors."""

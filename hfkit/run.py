@@ -18,6 +18,7 @@ from hfkit.checkpoint import restore_model, restore_optimizer, save_checkpoint, 
 from hfkit.compilation import checkpoint_blocks, compile_blocks
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
+from hfkit.data.catalog import describe_named
 from hfkit.export import export_description, export_model, has_weights
 from hfkit.facts import Facts
 from hfkit.files import digest_of, read_json, write_json
@@ -29,6 +30,7 @@ from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
 from hfkit.publisher import FINISH_TIMEOUT, Publisher
 from hfkit.recorder import Recorder
+from hfkit.remote import describe_model
 from hfkit.report import write_report
 from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity
 from hfkit.selection import Selection
@@ -153,9 +155,10 @@ class Run:
         save_config(self.config, self.output_dir / "config.yaml")
         write_passport(
             self.output_dir,
-            data=self.facts.data,
+            data=self.facts.data | describe_named(self.config.data),
             tokenizer=self.facts.tokenizer,
             seed=self.config.seed,
+            model=describe_model(self.config.model.path, self.config.model.revision),
             resumed_from=self.progress.step if source else None,
             num_processes=self.world_size,
         )

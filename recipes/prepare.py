@@ -41,6 +41,7 @@ if __name__ == "__main__":  # before anything heavy is imported: help and mistak
 
 from hfkit.audit_page import write_audit_page
 from hfkit.config import save_config
+from hfkit.data.catalog import describe_named
 from hfkit.data.prepare import prepare_data
 from hfkit.dataset_card import publish_corpus
 from hfkit.facts import Facts
@@ -59,7 +60,8 @@ def main(config: PrepareConfig) -> None:
     save_config(config, config.output_dir / "config.yaml")
     write_json(config.output_dir / "audit.json", data.audit)
     write_audit_page(data.audit, config.output_dir / "audit.html")
-    write_passport(config.output_dir, data=facts.data, tokenizer=facts.tokenizer, seed=config.seed)
+    known = facts.data | describe_named(config.data)
+    write_passport(config.output_dir, data=known, tokenizer=facts.tokenizer, seed=config.seed)
     shown = {name: data.audit[name] for name in ("documents", "removed", "splits", "tokenizer", "reused")}
     print(describe({**shown, "text": str(data.text)}))
     if config.hub.repo_id and (status := current_status()):

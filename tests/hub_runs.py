@@ -29,6 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
     monkeypatch.setattr(remote, "TIMEOUT", 0.5)
     huggingface_hub.close_session()
+    remote._download.cache_clear()  # a name belongs to another Hub in each test
 
 
 def build_model(seed: int = 0) -> LlamaForCausalLM:

@@ -302,6 +302,7 @@ def test_offline_mode_uses_what_was_downloaded(hub: LocalHub, run: Path, monkeyp
     publish_run(HubConfig(repo_id=REPO), run)
     folder = resolve_model(REPO)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    remote._download.cache_clear()
     hub.requests.clear()
     assert resolve_model(REPO) == folder
     with pytest.raises(BadInput, match="HF_HUB_OFFLINE"):

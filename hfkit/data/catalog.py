@@ -39,15 +39,16 @@ def name_of(settings: RowsConfig | SourceConfig, split: str, streaming: bool = F
     return Name(str(settings.dataset), settings.dataset_config, settings.revision, split, streaming)
 
 
-def describe_named(config: RowsConfig) -> list[dict[str, Any]]:
-    """Return id, configuration, split and commit of each dataset on the Hub that is trained on."""
+def describe_named(config: RowsConfig) -> dict[str, Any]:
+    """Return under `datasets` the id, configuration, split and commit of each one on the Hub that is trained on."""
     items = [config, *getattr(config, "sources", [])]
     names = [name_of(item, item.split) for item in items if item.dataset is not None]
-    return [
+    known = [
         {"id": name.path, "configuration": name.config, "split": name.split, "revision": _find(*name[:3]).hash}
         for name in names
         if not Path(name.path).exists()
     ]
+    return {"datasets": known} if known else {}
 
 
 @cache
