@@ -16,9 +16,9 @@ from hfkit.files import read_json, write_atomic, write_json
 from hfkit.hub import push_folder
 from hfkit.markdown import flatten, render_card, table
 from hfkit.passport import public_passport
-from hfkit.publisher import check_private
 from hfkit.remote import HubError, call
 from hfkit.settings import RepositoryConfig
+from hfkit.staging import check_private
 
 
 def write_dataset_card(output_dir: Path, repo_id: str | None = None) -> str:

@@ -1,39 +1,32 @@
-"""What of a run leaves the machine, and a background thread that publishes it while training goes on.
+"""A background thread that publishes a run's checkpoints while training goes on, and its model at the end.
 
-Published are the files of `model/`, a card and a passport made for the public, with `hub.include_samples` the samples,
-with `hub.include_checkpoints` the training state; no pickles, no scripts, no logs. `main` holds the model; each pushed
-checkpoint is also a branch `step-00001000`.
+`main` holds the model; each pushed checkpoint is also a branch `step-00001000`.
 
 A training step waits for the hand-over only: hard links, however slow the Hub is (a checkpoint of 1 GB in 9 files:
 13 ms, at most 24, over 59 hand-overs; 2026-11-24, 2 busy CPU cores).
 """
 
-import os
 import shutil
 import sys
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from huggingface_hub import HfApi, get_token, logging
+from huggingface_hub import HfApi
 from huggingface_hub.utils import disable_progress_bars
 
-from hfkit.card import render_model_card
 from hfkit.checkpoint import list_checkpoints, read_checkpoint, step_folder
-from hfkit.files import read_json, write_atomic, write_json
-from hfkit.hub import STATE_FOLDER, OtherWriter, push_folder
-from hfkit.passport import public_passport
-from hfkit.remote import HubError, call, explain
+from hfkit.hub import OtherWriter, push_folder
+from hfkit.remote import call, explain
 from hfkit.settings import BadInput, HubConfig
+from hfkit.staging import complete, stage_branch, stage_final, stage_model
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
-MODEL_FILES = (*WEIGHTS, "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
-SAMPLE_FILES = ("samples.jsonl", "predictions.jsonl")
-VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # learned from data, not written by a run
 FINISH_TIMEOUT = 600.0  # seconds
+PATIENCE = 10.0  # seconds for a push on its way when the process must end; schedulers kill after 30 or more
 Status = Literal["none", "done", "failed"]
 
 
@@ -59,9 +52,8 @@ class Publisher:
         self.config, self.output_dir = config, output_dir
         self._staging = output_dir / ".push"
         shutil.rmtree(self._staging, ignore_errors=True)  # of a run that was killed
-        if config.repo_id is not None:  # the client's bars would tear the training's, its warnings hold signed links
-            disable_progress_bars()
-            logging.set_verbosity_error()
+        if config.repo_id is not None:
+            disable_progress_bars()  # the client's would tear the training's
         self._changed = threading.Condition()
         self._waiting: list[Job] = []
         self._running: Job | None = None
@@ -92,11 +84,17 @@ class Publisher:
         else:
             self._enqueue(job)
 
-    def finish(self, model_dir: Path | None = None, timeout: float = FINISH_TIMEOUT) -> Status:
+    def finish(
+        self,
+        model_dir: Path | None = None,
+        timeout: float = FINISH_TIMEOUT,
+        must_end: Callable[[], bool] = lambda: False,
+    ) -> Status:
         """Publish the finished model, wait for all pushes at most ``timeout`` seconds, say how they ended, and stop.
 
         Args:
             model_dir: The finished `model/`; None (a run that was preempted) only waits.
+            must_end: Whether this process is to end soon; from then on `PATIENCE` seconds are left.
         """
         if self.config.repo_id is None:
             return "none"
@@ -109,16 +107,27 @@ class Publisher:
             else:
                 self._enqueue(job)
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and self._running is None, timeout)
+            self._wait(timeout, must_end)
             for job in [*self._waiting, *([self._running] if self._running else [])]:
-                self._note(job, "failed", f"it did not end within {timeout:.0f} s")
+                self._note(job, "failed", "it did not end in time")
             self._stopped.set()
             self._changed.notify_all()
         if "failed" in self._outcomes.values():
-            print(f"to finish the push: {finish_command(self.config, self.output_dir)}", file=sys.stderr)
+            if model_dir is not None:  # otherwise the run goes on, and pushes again
+                print(f"to finish the push: {finish_command(self.config, self.output_dir)}", file=sys.stderr)
             return "failed"
         shutil.rmtree(self._staging, ignore_errors=True)
+        if model_dir is not None:
+            print(f"Published: {address(self.config.repo_id)}", file=sys.stderr)
         return "done" if self._outcomes else "none"
+
+    def _wait(self, seconds: float, must_end: Callable[[], bool]) -> None:
+        """Wait until nothing is left to push, or the time is up."""
+        end, hurried = time.monotonic() + seconds, False
+        while (self._waiting or self._running) and (left := end - time.monotonic()) > 0:
+            if not hurried and must_end():
+                hurried, end = True, min(end, time.monotonic() + PATIENCE)
+            self._changed.wait(min(left, 0.1))
 
     def _enqueue(self, job: Job) -> None:
         with self._changed:
@@ -184,7 +193,12 @@ def publish_run(config: HubConfig, path: Path) -> str:
             push_job(job, config, output_dir, heads, threading.Event())
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return f"{HfApi().endpoint}/{config.repo_id}"
+    return address(str(config.repo_id))
+
+
+def address(repo_id: str) -> str:
+    """Return where people find a model repository."""
+    return f"{HfApi().endpoint}/{repo_id}"
 
 
 def push_job(job: Job, config: HubConfig, output_dir: Path, heads: dict[str, str], stopped: threading.Event) -> None:
@@ -208,89 +222,3 @@ def finish_command(config: HubConfig, output_dir: Path) -> str:
     words += " --hub.private false" if not config.private else ""
     words += " --hub.include_samples true" if config.include_samples else ""
     return words + (" --hub.include_checkpoints true" if config.include_checkpoints else "")
-
-
-def stage_model(into: Path, model_dir: Path, checkpoint: Path | None = None) -> None:
-    """Link the files of a model that may be published; with ``checkpoint``, its weights in place of the model's."""
-    link_files(model_dir, into, MODEL_FILES)
-    if checkpoint is not None:
-        for path in [path for path in into.iterdir() if matches(path.name, WEIGHTS)]:
-            path.unlink()
-        link_files(checkpoint, into, ("model.safetensors",))
-
-
-def stage_branch(into: Path, model_dir: Path, checkpoint: Path, config: HubConfig) -> None:
-    """Link what the branch of a step holds."""
-    stage_model(into, model_dir, checkpoint)
-    if config.include_checkpoints:
-        link_files(checkpoint, into / STATE_FOLDER)
-
-
-def stage_final(into: Path, model_dir: Path, output_dir: Path, config: HubConfig) -> None:
-    """Link what `main` holds in the end."""
-    stage_model(into, model_dir)
-    if config.include_samples:
-        link_files(output_dir, into, SAMPLE_FILES)
-
-
-def link_files(source: Path, into: Path, patterns: tuple[str, ...] = ("*",)) -> None:
-    """Put hard links to the files of a folder into another: no copy, and later changes of the folder do not matter.
-
-    Files are replaced, never rewritten, everywhere in hfkit, so a link keeps its content.
-    """
-    into.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and matches(path.name, patterns):
-            try:
-                os.link(path.resolve(), into / path.name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(path, into / path.name)
-
-
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Return whether a file name has one of these forms."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def complete(folder: Path, output_dir: Path, config: HubConfig, step: int | None) -> None:
-    """Write the card and the public passport into a staged folder, and take this machine's paths out of the rest.
-
-    Raises:
-        HubError: if a file would still give away the token or a path.
-    """
-    for path in folder.glob("*config.json"):
-        if (content := read_json(path)) is not None and (shown := without_paths(content)) != content:
-            write_json(path, shown)  # a new file: the original, linked to, stays as it is
-    if passport := read_json(output_dir / "passport.json"):
-        write_json(folder / "passport.json", public_passport(passport))
-    card = folder / "README.md"
-    if (output_dir / "config.yaml").exists() or not card.exists():
-        write_atomic(card, render_model_card(output_dir, folder, config.repo_id, step))
-    check_private(folder, output_dir)
-
-
-def without_paths(value: Any) -> Any:
-    """Return a JSON value with each path on this machine cut to its last part.
-
-    Example:
-        >>> without_paths({"_name_or_path": "/home/ada/gpt2", "base": "openai-community/gpt2"})
-        {'_name_or_path': 'gpt2', 'base': 'openai-community/gpt2'}
-    """
-    if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_paths(item) for item in value]
-    return Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
-
-
-def check_private(folder: Path, output_dir: Path) -> None:
-    """Raise HubError if a text file holds the Hub token, the home folder or the run's folder."""
-    places = {str(place) for place in (Path.home(), output_dir.resolve(), Path.cwd()) if len(place.parts) > 1}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix in (".safetensors", ".parquet"):
-            continue
-        content = path.read_bytes()
-        if (token := get_token()) and token.encode() in content:
-            raise HubError(f"{path.name} holds the Hub token; nothing was sent")
-        if path.name not in VOCABULARIES and any(place.encode() + b"/" in content for place in places):
-            raise HubError(f"{path.name} holds a path of this machine; nothing was sent")

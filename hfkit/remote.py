@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, get_token, set_client_factory, snapshot_download
+from huggingface_hub import HfApi, get_token, logging, set_client_factory, snapshot_download
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -46,8 +46,9 @@ class HubError(RuntimeError):
 
 
 @functools.cache
-def limit_waiting() -> None:
+def set_up_client() -> None:
     """Let every request give up after `TIMEOUT` seconds of silence, also where the client asks to wait for ever."""
+    logging.set_verbosity_error()  # its warnings hold signed links
 
     def limit(request: Any) -> None:
         limits = {"connect": min(CONNECT_TIMEOUT, TIMEOUT), "read": TIMEOUT, "write": TIMEOUT, "pool": TIMEOUT}
@@ -71,7 +72,7 @@ def call(action: Callable[[], T], stopped: threading.Event | None = None, tries:
     Raises:
         HubError: when the error will not pass, the tries are used up, or ``stopped`` is set.
     """
-    limit_waiting()
+    set_up_client()
     stopped, tries = stopped or threading.Event(), tries or TRIES
     for attempt in range(tries):
         try:

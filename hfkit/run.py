@@ -28,7 +28,7 @@ from hfkit.losses import LossModule
 from hfkit.model import count_parameters
 from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
-from hfkit.publisher import FINISH_TIMEOUT, Publisher
+from hfkit.publisher import Publisher
 from hfkit.recorder import Recorder
 from hfkit.remote import describe_model
 from hfkit.report import write_report
@@ -39,7 +39,6 @@ from hfkit.status import describe
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
 DESCRIPTION = ".description"  # configuration and tokenizer, published beside a checkpoint's weights
-PREEMPTED_PUSH = 10.0  # seconds for a push on its way when the run must stop
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
@@ -169,6 +168,9 @@ class Run:
         self.recorder.start_trackers(self.config.tracking, config_dict(self.config))
         if source:
             self.say(f"Resuming from {source} at step {self.progress.step}.")
+            if self.publisher and self.publisher.due(self.progress.step) and self.progress.step < self.plan.max_steps:
+                # The run may have been stopped while this one was on its way; what arrived is not sent again.
+                self.publisher.submit(self.output_dir / DESCRIPTION, self.progress.step, source)
 
     def train(
         self,
@@ -219,7 +221,7 @@ class Run:
             try:
                 loop.run()
             except Preempted:
-                self._finish_pushes(None, timeout=PREEMPTED_PUSH)
+                self._finish_pushes(None)
                 raise
 
     def _evaluate(self, step: int, evaluate: Evaluate) -> None:
@@ -317,18 +319,23 @@ class Run:
         self.accelerator.end_training()
         return result
 
-    def _finish_pushes(self, model_folder: Path | None, timeout: float = FINISH_TIMEOUT) -> None:
+    def _finish_pushes(self, model_folder: Path | None) -> None:
         """Publish the finished model, if asked to, and note how the pushes ended.
 
         Raises:
-            PushFailed: if one failed that was required.
+            Preempted: if the run was told to stop before the model was published; run again, it only pushes.
+            PushFailed: if a push failed that was required.
         """
         if self.publisher is None:
             return
-        outcome = self.publisher.finish(model_folder, timeout)
+        outcome = self.publisher.finish(model_folder, must_end=lambda: stopper.requested)
         if status := current_status():
             status.update(push=outcome)
-        if outcome == "failed" and self.hub.required and model_folder is not None:
+        if outcome != "failed" or model_folder is None:
+            return
+        if stopper.requested:
+            raise Preempted("stopped while the finished model was being pushed")
+        if self.hub.required:
             raise PushFailed(f"the push to {self.hub.repo_id} failed; everything is in {self.output_dir}")
 
 
