@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from hfkit.files import write_atomic
+from hfkit.masking import mask_secrets
 from hfkit.settings import BadInput
 from hfkit.yaml12 import dump_yaml, read_yaml
 
@@ -92,7 +93,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 def fail(message: str) -> NoReturn:
     """Print ``error: message`` as one line on stderr and leave with status 2, the status of bad input."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + mask_secrets(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(2)
 
 

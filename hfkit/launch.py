@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hfkit.data.workers import num_workers
 from hfkit.loop import Diverged, Preempted
+from hfkit.masking import mask_secrets
 from hfkit.precision import fp8_recipe, resolve_precision
 from hfkit.remote import HubError, check_access
 from hfkit.settings import BadInput, HubConfig, TrainConfig
@@ -84,7 +85,7 @@ def launch(main: Callable[[Any], None], config: Any, exclusive: bool = True) -> 
         main(config)
         code, message = DONE, ""
     except BadInput as error:
-        code, message = BAD_INPUT, " ".join(str(error).split())
+        code, message = BAD_INPUT, mask_secrets(" ".join(str(error).split()))
         if is_main_process():
             print(f"error: {message}", file=sys.stderr)
     except Diverged as error:
@@ -101,10 +102,10 @@ def launch(main: Callable[[Any], None], config: Any, exclusive: bool = True) -> 
         code, message = 130, "interrupted twice"
     except Exception as error:
         code, message = FAILED, f"{type(error).__name__}: {error}"
-        traceback.print_exc()
+        print(mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
     stopper.release()
     if status is not None:
-        status.finish(code if code != 130 else FAILED, message)
+        status.finish(code if code != 130 else FAILED, mask_secrets(message))
     sys.stdout.flush()
     sys.stderr.flush()
     if torch.distributed.is_available() and torch.distributed.is_initialized() and code == DONE:

@@ -84,6 +84,12 @@ class Publisher:
         else:
             self._enqueue(job)
 
+    def catch_up(self, model_dir: Path, checkpoints: Path) -> None:
+        """Hand over the newest kept checkpoint that was due: the run may have been stopped while it was on its way."""
+        due = [path for path in list_checkpoints(checkpoints) if self.due(int(path.name[5:]))]
+        if due:  # what arrived is not sent again
+            self.submit(model_dir, int(due[-1].name[5:]), due[-1])
+
     def finish(
         self,
         model_dir: Path | None = None,
@@ -108,7 +114,7 @@ class Publisher:
                 self._enqueue(job)
         with self._changed:
             self._wait(timeout, must_end)
-            for job in [*self._waiting, *([self._running] if self._running else [])]:
+            for job in [*([self._running] if self._running else []), *self._waiting]:
                 self._note(job, "failed", "it did not end in time")
             self._stopped.set()
             self._changed.notify_all()

@@ -168,9 +168,8 @@ class Run:
         self.recorder.start_trackers(self.config.tracking, config_dict(self.config))
         if source:
             self.say(f"Resuming from {source} at step {self.progress.step}.")
-            if self.publisher and self.publisher.due(self.progress.step) and self.progress.step < self.plan.max_steps:
-                # The run may have been stopped while this one was on its way; what arrived is not sent again.
-                self.publisher.submit(self.output_dir / DESCRIPTION, self.progress.step, source)
+            if self.publisher and self.progress.step < self.plan.max_steps:
+                self.publisher.catch_up(self.output_dir / DESCRIPTION, self.checkpoints)
 
     def train(
         self,

@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -17,8 +17,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hfkit.checkpoint import list_checkpoints, read_checkpoint
+from hub_home import (  # noqa: F401
+    forking_server,
+    healthy_hub,
+    home_folder,
+    hub_of_this_module,
+    published_run,
+    settings,
+    signed_in_environment,
+)
 from local_hub import WRITE, LocalHub
-from runs import ROOT, Ended, Server, Words, tiny_run, write_corpus
+from runs import Ended, Server, Words, newest_step, wait_for
 
 STEPS = ("step-00000004", "step-00000008", "step-00000012")
 PROMPT = torch.arange(24)[None]
@@ -30,62 +39,6 @@ for revision in sys.argv[2:]:
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], revision=revision)
     print(len(tokenizer), model(torch.arange(24)[None]).logits.detach().numpy().tobytes().hex())
 """
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The user's home folder, which holds everything that the runs read and write."""
-    home = tmp_path_factory.mktemp("disk") / "secret-home"
-    home.mkdir()
-    write_corpus(home / "corpus.jsonl", documents=120)
-    return home
-
-
-@pytest.fixture(scope="module", name="module_hub")
-def hub_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    hub = LocalHub(tmp_path_factory.mktemp("hub"))
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
-def hub(module_hub: LocalHub) -> Iterator[LocalHub]:
-    """The Hub, without the faults of another test."""
-    yield module_hub
-    module_hub.heal()
-
-
-@pytest.fixture(scope="module")
-def environment(module_hub: LocalHub, home: Path) -> dict[str, str]:
-    """Variables that lead a fresh process to the Hub, signed in."""
-    places = {"HOME": str(home), "HF_HOME": str(home / "huggingface")}
-    return {**os.environ, **module_hub.environment(), **places}
-
-
-@pytest.fixture(scope="module")
-def server(environment: dict[str, str]) -> Iterator[Server]:
-    """The process that forks runs, its client led to the Hub by variables alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        server = Server()
-    yield server
-    server.close()
-
-
-def settings(home: Path, repo_id: str, **changed: Any) -> Words:
-    """Return settings of a training of a second that publishes each fourth step."""
-    hub = {"hub__repo_id": repo_id, "hub__push_every": 4, "train__save_every": 4, "train__keep_checkpoints": 9}
-    return tiny_run(home / "corpus.jsonl", home / "cache", **(hub | changed))
-
-
-@pytest.fixture(scope="module")
-def published(server: Server, home: Path) -> Ended:
-    """A run whose every fourth step was published, with its training state, and the finished model."""
-    words = settings(home, "me/model", hub__include_checkpoints=True)
-    ended = server.run("pretrain", words, home / "published", before="hub_children.waiting_for_each_push")
-    assert (ended.code, ended.status["push"]) == (0, "done"), ended.stderr
-    return ended
 
 
 def local_logits(run: Path, weights: Path) -> bytes:
@@ -143,16 +96,16 @@ def test_what_the_hub_stores_holds_neither_token_nor_home(hub: LocalHub, publish
     assert WRITE not in published.stdout + published.stderr
 
 
-def finish_push(ended: Ended, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def finish_push(server: Server, ended: Ended) -> Ended:
     """Run the command that a run printed for finishing its push."""
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("to finish the push: ")]
-    command = [sys.executable, *line.removeprefix("to finish the push: python ").split()]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    words = line.removeprefix("to finish the push: python recipes/push.py ").split()
+    settings = {flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+    assert settings["model.path"] == str(ended.output_dir)
+    return server.run("push", settings, ended.output_dir)
 
 
-def test_required_push_that_fails(
-    hub: LocalHub, server: Server, published: Ended, home: Path, environment: dict[str, str]
-) -> None:
+def test_required_push_that_fails(hub: LocalHub, server: Server, published: Ended, home: Path) -> None:
     hub.fail("commit", 503, times=None)
     words = settings(home, "me/required", hub__required=True)
     ended = server.run("pretrain", words, home / "required", before="hub_children.impatient")
@@ -164,8 +117,8 @@ def test_required_push_that_fails(
     assert kept == [4, 8, 12]
     assert {path.name for path in ended.output_dir.iterdir()} >= {"result.json", "report.html", "model"}
     hub.heal()
-    done = finish_push(ended, environment)
-    assert (done.returncode, done.stdout) == (0, f"{hub.url}/me/required\n"), done.stderr
+    done = finish_push(server, ended)
+    assert (done.code, done.stdout) == (0, f"{hub.url}/me/required\n"), done.stderr
     assert hub.files("me/required")["model.safetensors"] == ended.weights
 
 
@@ -178,15 +131,77 @@ def test_push_that_is_not_required_is_a_warning(hub: LocalHub, server: Server, p
 
 
 def test_steps_do_not_wait_for_a_hub_that_hangs(hub: LocalHub, server: Server, published: Ended, home: Path) -> None:
+    """All steps pass while the first of twelve pushes has no answer: nothing but the last wait ends it."""
     hub.fail("commit", "hang", times=None)
     words = settings(home, "me/hanging", hub__push_every=1)
-    ended = server.run("pretrain", words, home / "hanging", before="hub_children.measured")
-    delays = sorted(float(line) for line in (home / "hanging.delays").read_text().split())
-    assert (ended.code, len(delays)) == (0, 12), ended.stderr
-    assert "timed out" in ended.stderr and hub.hits  # what hung may have landed, so how the last push ended is open
-    print(f"hand-over: median {delays[6] * 1000:.1f} ms, at most {delays[-1] * 1000:.1f} ms")
-    assert delays[6] < 0.05  # a lost request takes a second here, and steps go on
+    during = stop_once(hub, signal.SIGTERM, after_step=12)
+    ended = server.run("pretrain", words, home / "hanging", during, before="hub_children.in_a_hurry")
+    assert (ended.code, hub.hits["commit"]) == (75, 1), ended.stderr
+    assert "warning: pushing step 1 to me/hanging failed: it did not end in time" in ended.stderr
     assert ended.weights == published.weights
+
+
+def stop_once(hub: LocalHub, number: int, after_step: int = 0, kind: str = "commit") -> Callable[[int, Path], None]:
+    """Return what sends a signal to a run when a request of this kind is on its way and a step is saved."""
+
+    def send(pid: int, output_dir: Path) -> None:
+        wait_for(lambda: hub.hits[kind] > 0, f"a request of kind {kind}")
+        wait_for(lambda: newest_step(output_dir) >= after_step, f"step {after_step}")
+        os.kill(pid, number)
+
+    return send
+
+
+def test_stopped_while_a_checkpoint_is_pushed(hub: LocalHub, server: Server, published: Ended, home: Path) -> None:
+    hub.fail("commit", "hang", times=None)
+    words = settings(home, "me/stopped", hub__include_checkpoints=True)
+    during = stop_once(hub, signal.SIGTERM)
+    ended = server.run("pretrain", words, home / "stopped", during, before="hub_children.waiting_for_a_signal")
+    assert (ended.code, ended.status["state"], ended.status["push"]) == (75, "preempted", "failed"), ended.stderr
+    assert "to finish the push" not in ended.stderr and "run the same command again" in ended.stderr
+    assert list(hub.files("me/stopped")) == [".gitattributes"]
+    assert [read_checkpoint(folder)["step"] for folder in list_checkpoints(home / "stopped/checkpoints")] == [4, 5]
+
+    hub.heal()
+    again = server.run("pretrain", words, home / "stopped", before="hub_children.waiting_for_each_push")
+    assert (again.code, again.status["push"], again.weights) == (0, "done", published.weights), again.stderr
+    assert sorted(hub.repo("me/stopped").branches) == ["main", *STEPS]  # the one that was interrupted, too
+    for branch in ("main", *STEPS):
+        folder = home / "stopped" / ("model" if branch == "main" else f"checkpoints/{branch}")
+        assert hub.files("me/stopped", branch)["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_while_the_model_is_pushed(
+    hub: LocalHub, server: Server, published: Ended, home: Path, number: int
+) -> None:
+    repo_id, output_dir = f"me/last-{number}", home / f"last-{number}"
+    hub.fail("commit", "hang", times=None)
+    words = settings(home, repo_id, hub__push_every=None)
+    ended = server.run("pretrain", words, output_dir, stop_once(hub, number), before="hub_children.in_a_hurry")
+    if number == signal.SIGTERM:
+        assert (ended.code, ended.status["state"], ended.status["push"]) == (75, "preempted", "failed"), ended.stderr
+    else:
+        assert ended.code == -signal.SIGKILL
+    assert ended.weights == published.weights
+
+    hub.heal()
+    sent = [kind for kind, _ in hub.requests].count("lfs_put")
+    again = server.run("pretrain", words, output_dir)
+    assert (again.code, again.status["push"], again.weights) == (0, "done", published.weights), again.stderr
+    assert f"Published: {hub.url}/{repo_id}" in again.stderr
+    assert len(hub.repo(repo_id).commits) == 2  # the repository's first, and ours
+    assert hub.files(repo_id)["model.safetensors"] == published.weights
+    assert [kind for kind, _ in hub.requests].count("lfs_put") == sent  # the weights had arrived before
+
+
+def test_a_crash_gives_nothing_away(hub: LocalHub, server: Server, home: Path) -> None:
+    words = settings(home, "me/crashed", hub__push_every=1, hub__include_samples=True)
+    ended = server.run("pretrain", words, home / "crashed", before="hub_children.leaking")
+    assert ended.code == 1 and "signed in with ***" in ended.stderr
+    assert WRITE not in ended.stdout + ended.stderr
+    for path in [*ended.output_dir.rglob("*"), *hub.store.folder.rglob("*")]:
+        assert not path.is_file() or WRITE.encode() not in path.read_bytes(), path
 
 
 @pytest.mark.parametrize("required", [False, True])
