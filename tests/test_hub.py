@@ -1,5 +1,7 @@
 """Pushing and fetching through a local Hub: complete, idempotent, patient, and safe against a second writer."""
 
+import email.utils
+import json
 import os
 import shutil
 import subprocess
@@ -11,13 +13,15 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoModelForCausalLM
 
 from hfkit import remote
 from hfkit.hub import OtherWriter, download_checkpoint, push_folder
+from hfkit.model import load_causal_lm
 from hfkit.publisher import publish_run
 from hfkit.remote import HubError, check_access, resolve_model
-from hfkit.settings import BadInput, HubConfig
+from hfkit.settings import BadInput, HubConfig, ModelConfig
 from hub_runs import (  # noqa: F401
     REPO,
     ROOT,
@@ -200,6 +204,16 @@ def test_push_waits_as_long_as_it_is_asked_to(hub: LocalHub, folder: Path, monke
         push_folder(folder, REPO, message="push")
 
 
+def test_waits_that_a_server_asks_for(hub: LocalHub) -> None:
+    check_access(HubConfig(repo_id=REPO))
+    date = email.utils.formatdate(time.time() + 100, usegmt=True)
+    for asked, seconds in (("7", 7.0), (date, 100.0), ("soon", 0.0), ("-1", 0.0)):
+        hub.fail("info", 429, Retry_After=asked)
+        with pytest.raises(HfHubHTTPError) as error:
+            huggingface_hub.HfApi().repo_info(REPO)
+        assert remote.retry_after(error.value) == pytest.approx(seconds, abs=5)
+
+
 def test_push_refuses_to_overwrite_another_writer(hub: LocalHub, folder: Path) -> None:
     head = push_folder(folder, REPO, message="ours")
     api = huggingface_hub.HfApi()
@@ -337,3 +351,29 @@ def test_models_that_do_not_exist(hub: LocalHub, run: Path, tmp_path: Path) -> N
     hub.fail("info", "cut_reply", times=None)
     with pytest.raises(BadInput, match="cannot be fetched"):
         resolve_model("me/elsewhere")
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+open({marker!r}, "w").close()
+class OddConfig(LlamaConfig):
+    model_type = "odd"
+class OddModel(LlamaForCausalLM):
+    config_class = OddConfig
+"""
+
+
+def test_code_of_a_repository_runs_only_where_it_is_trusted(hub: LocalHub, run: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "it-ran"
+    config = json.loads((run / "model" / "config.json").read_text())
+    names = {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddModel"}
+    (run / "model" / "config.json").write_text(json.dumps(config | {"model_type": "odd", "auto_map": names}))
+    (run / "model" / "odd.py").write_text(CODE.format(marker=str(marker)))
+    api = huggingface_hub.HfApi()
+    api.create_repo(REPO)
+    api.upload_folder(folder_path=run / "model", repo_id=REPO)
+    with pytest.raises(BadInput, match=r"model\.path me/model") as error:
+        load_causal_lm(ModelConfig(path=REPO))
+    assert "\n" not in str(error.value) and not marker.exists()
+    trusted = load_causal_lm(ModelConfig(path=REPO, trust_remote_code=True))
+    assert marker.exists() and torch.equal(logits(trusted.eval()), logits(build_model(3)))

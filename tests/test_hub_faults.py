@@ -1,6 +1,9 @@
 """Whole runs under every fault of the Hub: the exit status, the local files, what a step waits, and the push after."""
 
 import json
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +21,7 @@ from hub_home import (  # noqa: F401
     signed_in_environment,
 )
 from local_hub import WRITE, LocalHub
-from runs import Ended, Server
+from runs import ROOT, Ended, Server, command_line
 
 pytestmark = pytest.mark.slow
 
@@ -98,3 +101,26 @@ def test_run_ends_as_documented_and_a_later_push_completes(
         files = hub.files(f"me/{name}", folder.name)
         for path in folder.iterdir():
             assert files[f"checkpoint/{path.name}"] == path.read_bytes()
+
+
+def test_of_two_processes_one_publishes(
+    hub: LocalHub, home: Path, alone: Ended, environment: dict[str, str], tmp_path: Path
+) -> None:
+    words = settings(home, "me/two", hub__include_checkpoints=True, train__max_steps=STEPS, train__save_every=10)
+    words |= {"hub.push_every": 10, "output_dir": home / "two"}
+    launcher = ["accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2proc.yaml"]
+    command = [sys.executable, "-m", *launcher, "recipes/pretrain.py", *command_line(words)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    ended = Ended(done.returncode, done.stdout, done.stderr, home / "two")
+    assert (ended.code, ended.status["push"]) == (0, "done"), ended.stderr
+    passport = json.loads((home / "two" / "passport.json").read_text())
+    assert passport["sessions"][-1]["num_processes"] == 2
+    repo = hub.repo("me/two")
+    pushed = sorted(repo.branches)[1:]
+    assert pushed and pushed[-1] == f"step-{STEPS:08d}"
+    titles = Counter(commit.title for commit in repo.commits.values())
+    assert (
+        titles["Publish the model"] == 1 and max(titles.values()) <= 2
+    )  # of a step: on main, on its branch
+    assert hub.files("me/two")["model.safetensors"] == ended.weights
+    assert ended.stderr.count("Published: ") == 1

@@ -28,6 +28,7 @@ from hub_runs import (  # noqa: F401
     remote_content,
     wait_for,
 )
+from hub_store import Commit
 from local_hub import WRITE, LocalHub, hub_of_this_process  # noqa: F401
 
 
@@ -219,3 +220,28 @@ def test_publisher_stops_at_another_writer(hub: LocalHub, run: Path, capsys: pyt
     assert publisher.finish(run / "model") == "failed"
     assert remote_content(hub)["config.json"] == b"{}"
     assert "somebody else changed main" in capsys.readouterr().err
+
+
+def test_two_runs_that_publish_in_one_place_notice_and_lose_nothing(
+    hub: LocalHub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = (Publisher(all_config(), run) for _ in range(2))
+    for publisher, step in ((ours, 1), (theirs, 2), (ours, 3)):
+        publisher.submit(run / "model", step, run / "checkpoints" / f"step-{step:08d}")
+        wait_for(lambda publisher=publisher: not publisher._waiting and publisher._running is None)  # type: ignore[misc]
+    assert ours.finish() == "failed" and theirs.finish() == "done"
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"warning: pushing step 3 to {REPO} failed: somebody else changed main of {REPO}")
+    weights = [(run / "checkpoints" / f"step-{step:08d}" / "model.safetensors").read_bytes() for step in (1, 2)]
+    assert remote_content(hub)["model.safetensors"] == weights[1]
+    states = [hub.store.content(commit.files["model.safetensors"]) for commit in ours_on_main(hub)]
+    assert states == weights  # what was overwritten before anybody noticed is in the history
+
+
+def ours_on_main(hub: LocalHub) -> list[Commit]:
+    """Return the commits of main but the first one, oldest first."""
+    repo = hub.repo(REPO)
+    commits = [repo.at("main")]
+    while commits[0].parent is not None:
+        commits.insert(0, repo.commits[commits[0].parent])
+    return commits[1:]
