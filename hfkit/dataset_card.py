@@ -11,12 +11,13 @@ from pathlib import Path
 import pyarrow.parquet
 from huggingface_hub import DatasetCardData, HfApi
 
-from hfkit.card import data_section, dataset_id, read_facts, tokenizer_facts
+from hfkit.card import dataset_ids, read_facts
 from hfkit.files import read_json, write_atomic, write_json
 from hfkit.hub import push_folder
 from hfkit.markdown import flatten, render_card, table
 from hfkit.passport import public_passport
 from hfkit.remote import HubError, call
+from hfkit.sections import data_section, tokenizer_facts
 from hfkit.settings import RepositoryConfig
 from hfkit.staging import check_private
 
@@ -29,13 +30,13 @@ def write_dataset_card(output_dir: Path, repo_id: str | None = None) -> str:
     """
     facts = read_facts(output_dir)
     config, audit = facts["config"], facts["audit"]
-    hub, source = config.get("hub", {}), dataset_id(config)
+    hub = config.get("hub", {})
     name = repo_id or hub.get("repo_id") or output_dir.resolve().name
     metadata = DatasetCardData(
         pretty_name=name.split("/")[-1],
         language=hub.get("language"),
         license=hub.get("license"),
-        source_datasets=[source] if source else None,
+        source_datasets=dataset_ids(config) or None,
         task_categories=["text-generation"],
         tags=["hfkit"],
     )
@@ -43,7 +44,7 @@ def write_dataset_card(output_dir: Path, repo_id: str | None = None) -> str:
     size = f" of {kept:,} documents" if isinstance(kept, int) else ""
     cleaning = {key: config.get("data", {}).get(key) for key in ("clean", "dedup", "decontaminate")}
     sections = {
-        "Data": data_section(facts["passport"], audit),
+        "Data": data_section(facts["passport"].get("data", {}), audit),
         "Rules": table(flatten({key: value for key, value in cleaning.items() if value is not None})),
         "Tokenizer": table(tokenizer_facts(audit, facts["passport"])),
         "Versions": table(facts["passport"].get("versions", {})),

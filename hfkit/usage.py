@@ -1,5 +1,6 @@
 """How a model is used: what it is for, and the code that its card shows, which a test runs."""
 
+import json
 from typing import Any
 
 SNIPPETS = {
@@ -28,16 +29,43 @@ print(classify("A sentence to classify."))""",
     "translation": """\
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}"{options})
 model = AutoModelForSeq2SeqLM.from_pretrained("{name}")
-output = model.generate(**tokenizer("A sentence to translate.", return_tensors="pt"), max_new_tokens=50)
+output = model.generate(**tokenizer({text}, return_tensors="pt"))
 print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+    "prompted translation": """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}"{options})
+model = AutoModelForCausalLM.from_pretrained("{name}")
+inputs = tokenizer({text}, return_tensors="pt")
+output = model.generate(**inputs)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))""",
 }
+SENTENCE = "A sentence to translate."
+
+
+def usage(name: str, kind: str, model: dict[str, Any]) -> str:
+    """Return code that uses a model.
+
+    Args:
+        name: Where it is: a Hub id or a folder.
+        kind: What `find_task` returns, or `chat`.
+        model: Its configuration; our translation recipe notes prefix, prompt and languages in there.
+    """
+    facts = model.get("translation") or {}
+    text, options = facts.get("prefix", "") + SENTENCE, ""
+    if facts.get("kind") == "causal":
+        kind, text = "prompted translation", facts["prompt"].replace("{source}", SENTENCE)
+    if facts.get("languages"):
+        source, target = facts["languages"]
+        options = f', src_lang="{source}", tgt_lang="{target}"'
+    return SNIPPETS[kind].format(name=name, text=json.dumps(text, ensure_ascii=False), options=options)
 
 
 def find_task(model: dict[str, Any]) -> str:
     """Return the Hub's name for what the model does."""
-    if model.get("is_encoder_decoder"):
+    if model.get("is_encoder_decoder") or "translation" in model:
         return "translation"
     architecture = (model.get("architectures") or [""])[0]
     return "text-classification" if architecture.endswith("ForSequenceClassification") else "text-generation"

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard, ModelCard, ModelCardData
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedTokenizerFast,
+)
 
 from hfkit.card import render_model_card, write_model_card
 from hfkit.dataset_card import write_dataset_card
@@ -129,7 +136,7 @@ def test_sections_state_the_facts(run: Path) -> None:
         f"| 1 | corpus.txt | {'f' * 64} |",
         "| documents kept | 1,200 |",
         "| removed: exact duplicates | 30 |",
-        "| sources | name | documents | bytes | content hash |",
+        "| source | name | documents | bytes | content hash |",
         f"| 1 | books | 1,100 | 9,000 | {'b' * 64} |",
         f"| 2 | web | 100 |  | {'c' * 64} |",
         "| train | 1,100 |",
@@ -137,20 +144,25 @@ def test_sections_state_the_facts(run: Path) -> None:
         "| key | abcd |",
     ):
         assert line in section(text, "Data")
-    assert "| files | path | sha256 |" in section(text, "Data")
+    assert "| file | path | sha256 |" in section(text, "Data")
     assert "| bytes per token | 1.5 |" in section(text, "Tokenizer")
     assert "| num hidden layers | 1 |" in section(text, "Architecture")
     for line in (
         "| seed | 7 |",
-        "| optim.learning_rate | 0.001 |",
-        "| train.global_batch_size | 16 |",
+        "| peak learning rate | 0.001 |",
+        "| batch (sequences) | 16 |",
         "| steps | 100 |",
+        "| training time | 12 s |",
+        "| optimizer | adamw |",
     ):
         assert line in section(text, "Training")
     assert "| energy (kWh) | 0.002 |" in section(text, "Environment")
     assert "not trained to follow instructions" in section(text, "Limitations")
     assert "year = {2026}" in section(text, "Citation") and "title = {me/small-model}" in section(text, "Citation")
-    assert "None" not in text and "epochs" not in text
+    assert "author = {me}" in section(text, "Citation")
+    assert "python recipes/pretrain.py --data.train_files corpus.txt --token '***'" in section(text, "Repeating it")
+    assert "Nothing longer than 32 tokens" in section(text, "Limitations")
+    assert "None" not in text and "epochs" not in text and "muon" not in text
 
 
 def test_curve_ends_with_the_last_evaluation(run: Path) -> None:
@@ -172,7 +184,11 @@ def test_nothing_private(run: Path) -> None:
 
 
 def test_intervals_signatures_base_model_and_languages(run: Path) -> None:
-    config = "data: {dataset: ada/pairs, source_key: de, source_code: de, target_code: en}\nmodel: {path: ada/base}\n"
+    config = "data: {dataset: ada/pairs, test_split: test, source_key: de, source_code: de, target_code: en}\n"
+    config += "model: {path: ada/base}\n"
+    passport = json.loads((run / "passport.json").read_text())
+    passport["data"]["datasets"] = [{"id": "ada/pairs", "configuration": None, "split": "train", "revision": "c" * 40}]
+    write_json(run / "passport.json", passport | {"model": {"id": "ada/base", "revision": "b" * 40}})
     (run / "config.yaml").write_text(config)
     scores = {
         "bleu": 31.5,
@@ -180,15 +196,18 @@ def test_intervals_signatures_base_model_and_languages(run: Path) -> None:
         "bleu_signature": "nrefs:1|case:mixed",
         "perplexity": math.inf,
     }
-    write_json(run / "result.json", {**scores, "perplexity": math.inf, "examples": 1000})
+    write_json(run / "result.json", {**scores, "perplexity": math.inf, "examples": 1000, "evaluated_on": "test"})
     model = json.loads((run / "model" / "config.json").read_text())
     write_json(run / "model" / "config.json", model | {"architectures": ["MarianMTModel"], "is_encoder_decoder": True})
     text = write_model_card(run, "me/translator")
     data = model_data(text)
     assert (data.language, data.base_model, data.datasets) == (["de", "en"], "ada/base", ["ada/pairs"])
-    assert [(entry.metric_type, entry.dataset_type) for entry in data.eval_results or []] == [("bleu", "ada/pairs")]
+    (entry,) = data.eval_results or []
+    assert (entry.metric_type, entry.dataset_type, entry.dataset_split) == ("bleu", "ada/pairs", "test")
+    assert entry.dataset_revision == "c" * 40 and f"| 1 | ada/pairs |  | train | {'c' * 40} |" in section(text, "Data")
+    assert "Measured on the test split: 1,000 examples." in section(text, "Results")
     assert "| BLEU | 31.5 (95 %: 30 to 33) |" in text and "`nrefs:1|case:mixed`" in text
-    assert "AutoModelForSeq2SeqLM" in section(text, "Use") and "continued from ada/base" in text
+    assert "AutoModelForSeq2SeqLM" in section(text, "Use") and f"continued from ada/base at commit {'b' * 40}" in text
 
 
 def test_a_bare_model_folder_gets_a_card(run: Path, tmp_path: Path) -> None:
@@ -218,6 +237,46 @@ def test_snippet_runs(hub: LocalHub, run: Path, capsys: pytest.CaptureFixture[st
     assert len(snippet) == 1 and ("apply_chat_template" in snippet[0]) == chat
     exec(snippet[0], {})  # the client of this process is led to the local Hub, as a reader's is to the real one
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "causal", "classifier"])
+def test_snippets_of_other_tasks_run(run: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    folder = run / "model"
+    facts = {"prefix": "TO GERMAN: ", "prompt": "ENGLISH: {source} GERMAN:", "languages": []}
+    facts |= {"kind": kind, "source_code": "en", "target_code": "de"}
+    shape: dict[str, Any] = {"vocab_size": 64, "pad_token_id": 0, "eos_token_id": 0}
+    if kind == "seq2seq":
+        layers = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+        sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "decoder_start_token_id": 0}
+        MarianMTModel(MarianConfig(**shape, **layers, **sizes)).save_pretrained(folder)
+    elif kind == "classifier":
+        labels = {"id2label": {0: "sad", 1: "glad"}, "label2id": {"sad": 0, "glad": 1}}
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        LlamaForSequenceClassification(LlamaConfig(**shape, **sizes, **labels)).save_pretrained(folder)
+    if kind != "classifier":
+        config = json.loads((folder / "config.json").read_text())
+        write_json(folder / "config.json", config | {"translation": facts})
+    text = render_model_card(run, folder, str(folder))
+    task = "text-classification" if kind == "classifier" else "translation"
+    assert model_data(text).pipeline_tag == task
+    assert ("| classes | sad, glad |" in text) == (kind == "classifier")
+    assert ("for translation from en to de" in text) == (kind != "classifier")
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert {"seq2seq": '"TO GERMAN: A s', "causal": '"ENGLISH: A s', "classifier": "pipeline"}[kind] in snippet
+    exec(snippet, {})
+    out = capsys.readouterr().out.strip()
+    assert kind != "classifier" or re.search(r"'label': '(sad|glad)'", out)
+
+
+def test_curve_tells_tokens_and_training_loss(run: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"step": 1, "loss": 3.5, "tokens": 64},
+        {"step": 2, "eval_loss": 3.0, "perplexity": 20.1},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    training = section(render_model_card(run, run / "model"), "Training")
+    assert "| step | tokens | training loss | validation loss | perplexity |" in training
+    assert "| 2 | 64 | 3.5 | 3 | 20.1 |" in training
 
 
 def push(hub: LocalHub, home: Path, *flags: str, token: str | None = WRITE) -> subprocess.CompletedProcess[str]:

@@ -119,8 +119,6 @@ def test_of_two_processes_one_publishes(
     pushed = sorted(repo.branches)[1:]
     assert pushed and pushed[-1] == f"step-{STEPS:08d}"
     titles = Counter(commit.title for commit in repo.commits.values())
-    assert (
-        titles["Publish the model"] == 1 and max(titles.values()) <= 2
-    )  # of a step: on main, on its branch
+    assert titles["Publish the model"] == 1 and max(titles.values()) <= 2  # of a step: on main, on its branch
     assert hub.files("me/two")["model.safetensors"] == ended.weights
     assert ended.stderr.count("Published: ") == 1

@@ -45,7 +45,7 @@ LAYERS = [
     {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export", "harness"}
     | {"classification", "prediction", "translation", "codec", "decoding"},
     {"launch", "precision", "run", "facts", "recorder", "selection", "adaptation"}
-    | {"hub", "card", "plan", "resume", "publisher", "staging", "dataset_card"},
+    | {"hub", "card", "sections", "plan", "resume", "publisher", "staging", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}
 TORCH_FREE = {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"}
