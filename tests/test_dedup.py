@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
 
@@ -10,12 +11,18 @@ import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
 
-from hfkit.data import dedup, words
-from hfkit.data.contamination import find_overlap, find_overlaps, passage_hashes
+from hfkit.data import contamination, dedup, equal, words
+from hfkit.data.contamination import Passages, find_overlap, find_overlaps, write_passages
 from hfkit.data.dedup import exact_hash, find_exact_duplicates, find_near_duplicates, signature, signatures
+from hfkit.data.rows import Rows
 from hfkit.settings import BadInput, DedupConfig
 
 CONFIG = DedupConfig()
+
+
+def passages_of(texts: Iterable[str], folder: Path, words: int = 13) -> Passages:
+    write_passages(folder, texts, words)
+    return Passages(folder)
 
 
 def planted_pair(rng: random.Random, jaccard: float, *, han: bool = False, length: int = 300) -> tuple[str, str]:
@@ -130,26 +137,67 @@ def test_exact_copies_are_all_found_and_nothing_else() -> None:
     assert find_exact_duplicates(np.empty((0, 16), np.uint8)).tolist() == []
 
 
-def test_hashes_are_the_same_in_another_process() -> None:
+def test_hashes_are_the_same_in_another_process(tmp_path: Path) -> None:
     text = "Ein Text, der überall gleich gehasht wird: 文字 und words."
     code = (
         "import sys; from hfkit.data.dedup import *; from hfkit.data.contamination import *; text = sys.argv[1]; "
-        "print(exact_hash(text).hex(), signature(text, DedupConfig()).tobytes().hex(), "
-        "passage_hashes([text], 5).tobytes().hex())"
+        "print(exact_hash(text).hex(), signature(text, DedupConfig()).tobytes().hex()); "
+        "write_passages(Path(sys.argv[2]), [text], 5)"
     )
     root = Path(dedup.__file__).parents[2]
-    there = subprocess.run([sys.executable, "-c", code, text], capture_output=True, text=True, check=True, cwd=root)
-    here = exact_hash(text).hex(), signature(text, CONFIG).tobytes().hex(), passage_hashes([text], 5).tobytes().hex()
-    assert there.stdout.split() == list(here)
+    command = [sys.executable, "-c", code, text, str(tmp_path)]
+    there = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert there.stdout.split() == [exact_hash(text).hex(), signature(text, CONFIG).tobytes().hex()]
+    passages = (tmp_path / "passages.bin").read_bytes()
+    assert len(passages) == 8 * passages_of([text], tmp_path, 5).count
+    assert (tmp_path / "passages.bin").read_bytes() == passages
 
 
-def test_memory_maps_are_read_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_several_files_are_read_as_one_array(tmp_path: Path) -> None:
+    table = np.random.default_rng(6).integers(0, 2**32, (100, 8), dtype=np.uint32)
+    paths = []
+    for number, piece in enumerate(np.split(table, [0, 30, 31, 90])):  # the first one is empty
+        paths.append(tmp_path / str(number))
+        piece.tofile(paths[-1])
+    rows = Rows(paths, np.uint32, 8)
+    assert len(rows) == 100 and (rows[0:100] == table).all() and rows[40:40].shape == (0, 8)
+    assert (rows[29:32] == table[29:32]).all() and (rows[31:90][:, 2:4] == table[31:90, 2:4]).all()
+    some = np.array([99, 0, 30, 30, 31, 5])
+    assert (rows[some] == table[some]).all()
+    rows.close()
+
+
+def test_what_does_not_fit_in_memory_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatures and hashes read in chunks from files, sorted through files, the result in a memory map."""
     rng = np.random.default_rng(6)
-    signatures = np.memmap(tmp_path / "signatures", np.uint32, "w+", shape=(1000, 128))
-    signatures[:] = rng.integers(0, 2**32, signatures.shape, dtype=np.uint32)
-    signatures[500:] = signatures[:500]
+    texts = [" ".join(f"w{number}" for number in rng.integers(0, 300, 30)) for _ in range(500)]
+    texts += [text + " end" for text in texts[::2]] + [text.upper() for text in texts[::3]]
+    hashes = np.array([np.frombuffer(exact_hash(text), np.uint8) for text in texts])
+    signed = signatures(texts, CONFIG)
+    exact = find_exact_duplicates(hashes)
+    near = find_near_duplicates(signed, CONFIG, exact)
+    assert (exact != np.arange(len(texts))).sum() == 167 and (near != np.arange(len(texts))).sum() == 250
+    hashes.tofile(tmp_path / "hashes")
+    signed.tofile(tmp_path / "signatures")
     monkeypatch.setattr(dedup, "_CHUNK", 64)
-    assert find_near_duplicates(signatures, CONFIG).tolist() == [*range(500), *range(500)]
+    monkeypatch.setattr(equal, "AT_ONCE", 100)
+    mapped = np.lib.format.open_memmap(tmp_path / "first.npy", "w+", np.int64, (len(texts),))
+    mapped[:] = np.arange(len(texts))
+    rows = Rows([tmp_path / "signatures"], np.uint32, 128)
+    assert (find_exact_duplicates(Rows([tmp_path / "hashes"], np.uint8, 16), folder=tmp_path) == exact).all()
+    assert (find_near_duplicates(rows, CONFIG, exact, mapped, tmp_path) == near).all() and (mapped == near).all()
+
+
+def test_passages_beyond_a_run_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contamination, "RUN", 50)
+    monkeypatch.setattr(contamination, "_MOST_FILTER_BITS", 10)  # so small that most passages are looked up in vain
+    rng = random.Random(11)
+    held_out = [" ".join(_random_words(rng, 60)) for _ in range(20)]
+    passages = passages_of(held_out, tmp_path)
+    assert passages.count == 20 * 48 and passages.filter.mean() > 100
+    others = [" ".join(_random_words(rng, 60)) for _ in range(20)]
+    assert all(find_overlaps([f"{text} {other}" for text, other in zip(held_out, others, strict=True)], passages))
+    assert find_overlaps(others, passages) == [None] * 20
 
 
 @pytest.mark.parametrize("jaccard", [0.5, 0.7, 0.9])
@@ -185,11 +233,11 @@ def _random_words(rng: random.Random, count: int) -> list[str]:
     return ["".join(rng.choices("abcdefghijklmnop", k=rng.randrange(3, 9))) for _ in range(count)]
 
 
-def test_every_pasted_passage_is_found_whatever_surrounds_it() -> None:
+def test_every_pasted_passage_is_found_whatever_surrounds_it(tmp_path: Path) -> None:
     rng = random.Random(8)
     held_out = [_random_words(rng, 60) for _ in range(50)]
-    hashes = passage_hashes(" ".join(document) for document in held_out)
-    assert len(hashes) == 50 * (60 - 12)
+    passages = passages_of((" ".join(document) for document in held_out), tmp_path)
+    assert passages.count == 50 * (60 - 12)
     for trial in range(300):
         length = rng.randrange(13, 30)
         start = rng.randrange(60 - length + 1)
@@ -198,49 +246,49 @@ def test_every_pasted_passage_is_found_whatever_surrounds_it() -> None:
             rng.choice([w.upper(), w.title(), w]) + rng.choice([" ", ", ", "\n\n> ", "—", "” (“"]) for w in passage
         )
         before, after = _random_words(rng, rng.randrange(40)), _random_words(rng, rng.randrange(40))
-        found = find_overlap(f"{' '.join(before)}“{pasted}. {' '.join(after)}", hashes)
+        found = find_overlap(f"{' '.join(before)}“{pasted}. {' '.join(after)}", passages)
         assert found is not None
         assert words.hash_words([found]).hashes.tolist() == words.hash_words([" ".join(passage[:13])]).hashes.tolist()
 
 
-def test_twelve_shared_words_are_no_overlap() -> None:
+def test_twelve_shared_words_are_no_overlap(tmp_path: Path) -> None:
     rng = random.Random(9)
     document = _random_words(rng, 40)
-    hashes = passage_hashes([" ".join(document)])
+    passages = passages_of([" ".join(document)], tmp_path)
     for start in range(28):
-        assert find_overlap(" ".join(["zz", *document[start : start + 12], "zz"]), hashes) is None
-    assert find_overlap("", hashes) is None
-    assert find_overlap(" ".join(document), passage_hashes([])) is None
+        assert find_overlap(" ".join(["zz", *document[start : start + 12], "zz"]), passages) is None
+    assert find_overlap("", passages) is None
+    assert find_overlap(" ".join(document), passages_of([], tmp_path)) is None
 
 
-def test_short_evaluation_documents_are_looked_for_as_a_whole() -> None:
+def test_short_evaluation_documents_are_looked_for_as_a_whole(tmp_path: Path) -> None:
     sentence = "a quite short sentence of only nine words here"
-    hashes = passage_hashes([sentence, "seven words are too common to count"])
-    assert find_overlap(f"He wrote: {sentence.upper()}!", hashes) == sentence
-    assert find_overlap("a quite short sentence of only nine words", hashes) is None
+    passages = passages_of([sentence, "seven words are too common to count"], tmp_path)
+    assert find_overlap(f"He wrote: {sentence.upper()}!", passages) == sentence
+    assert find_overlap("a quite short sentence of only nine words", passages) is None
     longer = "one two three four five six seven eight nine ten eleven twelve thirteen"
-    hashes_of_both = passage_hashes([sentence, longer])
-    assert find_overlap(f"{sentence}. {longer}", hashes_of_both) == sentence
-    assert find_overlap(f"{longer}. {sentence}", hashes_of_both) == longer
-    assert find_overlap("seven words are too common to count", hashes) is None
+    passages_of_both = passages_of([sentence, longer], tmp_path)
+    assert find_overlap(f"{sentence}. {longer}", passages_of_both) == sentence
+    assert find_overlap(f"{longer}. {sentence}", passages_of_both) == longer
+    assert find_overlap("seven words are too common to count", passages) is None
 
 
-def test_many_texts_at_once_give_what_each_gives_alone() -> None:
+def test_many_texts_at_once_give_what_each_gives_alone(tmp_path: Path) -> None:
     rng = random.Random(10)
     pool = [*_random_words(rng, 30), "文字", "é", "!", ""]
     texts = [" ".join(rng.choices(pool, k=rng.randrange(40))) for _ in range(200)] + ["", "\u0301a"]
-    hashes = passage_hashes(texts[:20], words=3)
-    assert find_overlaps(texts, hashes, words=3) == [find_overlap(text, hashes, words=3) for text in texts]
-    assert sum(overlap is None for overlap in find_overlaps(texts, hashes, words=3)) > 20
+    passages = passages_of(texts[:20], tmp_path, words=3)
+    assert find_overlaps(texts, passages) == [find_overlap(text, passages) for text in texts]
+    assert sum(overlap is None for overlap in find_overlaps(texts, passages)) > 20
     assert (signatures(texts, CONFIG) == np.stack([signature(text, CONFIG) for text in texts])).all()
     assert signatures([], CONFIG).shape == (0, 128)
-    assert find_overlaps([], hashes) == []
+    assert find_overlaps([], passages) == []
 
 
-def test_chinese_passages_are_found() -> None:
-    hashes = passage_hashes(["深度学习是机器学习的一个分支，它使用多层神经网络。"])
-    assert find_overlap("他说：“深度学习是机器学习的一个分支”，对。", hashes) == "深度学习是机器学习的一个分"
-    assert find_overlap("深度学习是机器学习的一", hashes) is None
+def test_chinese_passages_are_found(tmp_path: Path) -> None:
+    passages = passages_of(["深度学习是机器学习的一个分支，它使用多层神经网络。"], tmp_path)
+    assert find_overlap("他说：“深度学习是机器学习的一个分支”，对。", passages) == "深度学习是机器学习的一个分"
+    assert find_overlap("深度学习是机器学习的一", passages) is None
 
 
 def test_impossible_settings_are_refused() -> None:
@@ -249,6 +297,6 @@ def test_impossible_settings_are_refused() -> None:
             DedupConfig(**setting)
 
 
-def test_passage_length_is_bounded() -> None:
+def test_passage_length_is_bounded(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="between 1 and 63"):
-        passage_hashes(["x"], words=64)
+        write_passages(tmp_path, ["x"], words=64)

@@ -255,7 +255,7 @@ def test_a_killed_preparation_ends_in_the_same_shards(
     kills: int, server: Server, planted: Planted, ended: Ended, tmp_path: Path
 ) -> None:
     expected = hashes(ended.output_dir.parent / "cache")
-    assert len(expected) == 6  # train and test: text, tokens and starts
+    assert len(expected) == 7  # train and test: text, tokens and starts; what overlaps
     cache, draw, hits, longest = tmp_path / "cache", random.Random(kills), 0, 4.0
     while hits < kills:
         shutil.rmtree(cache, ignore_errors=True)

@@ -1,13 +1,15 @@
 """What happened to the documents of a corpus: the text part of ``audit.json``."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfkit.files import read_json, write_json
+
 SAMPLES = 5  # documents shown in the audit per rule
 EXCERPT = 400  # characters of each
-CLUSTERS = 50  # duplicate clusters listed
+CLUSTERS = 50  # duplicate clusters shown; all of them are in overlaps.parquet
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Account:
     changed: Counter[str] = field(default_factory=Counter)
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     clusters: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Of the first document → what is shown of it (where it stays), of its duplicates, and how many there are."""
     lengths: Counter[int] = field(default_factory=Counter)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -56,14 +59,50 @@ class Account:
         self.sources[source].update(validation_documents=1, validation_bytes=len(text.encode("utf-8", "replace")))
 
     def begin_cluster(self, first: int, where: str, text: str) -> None:
-        """List a document that stays while later ones are dropped as its duplicates (the first CLUSTERS of them)."""
-        if len(self.clusters) < CLUSTERS:
-            self.clusters[first] = {"kept": _excerpt(where, text), "removed": []}
+        """Show a document that stays while later ones are dropped as its duplicates."""
+        self._cluster(first)["kept"] = _excerpt(where, text)
 
     def add_to_cluster(self, first: int, where: str, text: str) -> None:
-        """List a duplicate beside the document that stays."""
-        if first in self.clusters:
-            self.clusters[first]["removed"].append(_excerpt(where, text))
+        """Show a duplicate beside the document that stays, if there are few."""
+        cluster = self._cluster(first)
+        cluster["size"] += 1
+        if len(cluster["removed"]) < SAMPLES:
+            cluster["removed"].append(_excerpt(where, text))
+
+    def _cluster(self, first: int) -> dict[str, Any]:
+        return self.clusters.setdefault(first, {"kept": None, "removed": [], "size": 0})
+
+    def add(self, later: "Account") -> None:
+        """Add what happened to the documents after these."""
+        self.read += later.read
+        self.kept += later.kept
+        self.removed.update(later.removed)
+        self.changed.update(later.changed)
+        self.lengths.update(later.lengths)
+        for rule, samples in later.samples.items():
+            self.samples[rule] = [*self.samples.get(rule, []), *samples][:SAMPLES]
+        for first, cluster in later.clusters.items():
+            joined = self._cluster(first)
+            joined["kept"] = joined["kept"] or cluster["kept"]
+            joined["removed"] = [*joined["removed"], *cluster["removed"]][:SAMPLES]
+            joined["size"] += cluster["size"]
+        for name, counts in later.sources.items():
+            self.sources.setdefault(name, Counter()).update(counts)
+
+    def save(self, path: Path) -> None:
+        """Write the account, for another process."""
+        write_json(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Account":
+        """Read what `save` wrote."""
+        saved = read_json(path)
+        assert saved is not None, "the process that began this account saved it"
+        by_number = {name: {int(key): value for key, value in saved[name].items()} for name in ("clusters", "lengths")}
+        sources = {name: Counter(counts) for name, counts in saved["sources"].items()}
+        counters = {name: Counter(saved[name]) for name in ("removed", "changed")}
+        by_number["lengths"] = Counter(by_number["lengths"])
+        return cls(**{**saved, **counters, **by_number, "sources": sources})
 
     def facts(self) -> dict[str, Any]:
         """Return the account as JSON."""
@@ -75,7 +114,7 @@ class Account:
             "bytes": sum(counts["bytes"] + counts["validation_bytes"] for counts in self.sources.values()),
             "sources": [{"name": name, **_row(counts)} for name, counts in self.sources.items()],
             "samples": self.samples,
-            "duplicates": list(self.clusters.values()),
+            "duplicates": [self.clusters[first] for first in sorted(self.clusters) if self.clusters[first]["kept"]],
             "lengths": histogram,
             "notes": self.notes,
         }

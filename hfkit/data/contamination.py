@@ -5,63 +5,120 @@ NFKC and lower-casing, whatever punctuation and white space lies between them; s
 document of 8 to 12 words is compared as a whole; a shorter one is too common a phrase to prove anything.
 
 Passages are compared by 58-bit hashes: a billion training words against ten million evaluation words give 0.03 false
-matches.
+matches. The hashes lie on disk, in sorted runs; what is held in memory is a Bloom filter of them, of 2 bytes a passage
+and 64 MB at most, so that few passages of the training text are looked for on disk (Bloom 1970,
+doi:10.1145/362686.362692). Above 30 million passages more are looked for in vain, and nothing else changes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from hfkit.data.words import Words, hash_windows, hash_words
+from hfkit.files import read_json, write_json
 from hfkit.settings import BadInput
 
 SHORTEST = 8  # words of the shortest evaluation document that is looked for
+RUN = 1 << 20  # hashes that are sorted at once, 8 MB
 _LONGEST = 63  # words a passage: the length is kept in the upper 6 bits of its hash
 _HASH_BITS = np.uint64(58)
+_MOST_FILTER_BITS = 29  # of the number of bits of the filter
+_BITS_A_PASSAGE = 16
+_PLACES = [np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)]
 
 
-def passage_hashes(texts: Iterable[str], words: int = 13) -> np.ndarray:
-    """Hash every passage of ``words`` words of the evaluation text: sorted, without repeats, (passages,) uint64."""
+def write_passages(folder: Path, texts: Iterable[str], words: int = 13) -> None:
+    """Write what `Passages` opens: the hashes of every passage of ``words`` words of the evaluation text."""
     if not 1 <= words <= _LONGEST:
         raise BadInput(f"a passage must have between 1 and {_LONGEST} words, not {words}")
-    parts = [np.empty(0, np.uint64)]
+    count, lengths = 0, set()
+    with (folder / "passages.bin").open("wb") as file:
+        for run in _runs(_hash_evaluation(texts, words)):
+            run.sort()
+            file.write(run.tobytes())
+            count += len(run)
+            lengths |= set(np.unique(run >> _HASH_BITS).tolist())
+    write_json(folder / "passages.json", {"words": words, "count": count, "lengths": sorted(lengths)})
+
+
+def _hash_evaluation(texts: Iterable[str], words: int) -> Iterator[np.ndarray]:
     for text in texts:
         found = hash_words([text])
         if len(found.hashes) >= min(words, SHORTEST):
-            parts.append(_hash_passages(found, min(words, len(found.hashes)))[0])
-    hashes = np.concatenate(parts)
-    parts.clear()
-    hashes.sort()  # in place, and faster than np.unique, which builds a table of several times the size
-    return hashes[np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]]
+            yield _hash_passages(found, min(words, len(found.hashes)))[0]
 
 
-def find_overlap(text: str, hashes: np.ndarray, words: int = 13) -> str | None:
-    """The first passage of the training text that the evaluation text holds too, in normalised form, or None.
-
-    Args:
-        text: A training document.
-        hashes: What `passage_hashes` gave for the evaluation text and the same ``words``.
-        words: Words a passage.
-
-    Example:
-        >>> held_out = passage_hashes(["It was the best of times, it was the worst of times"], words=6)
-        >>> find_overlap("Dickens wrote: The BEST of times; IT WAS grand.", hashes=held_out, words=6)
-        'the best of times; it was'
-    """
-    return find_overlaps([text], hashes, words)[0]
+def _runs(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the same numbers in arrays of `RUN`; only the last one may be shorter."""
+    waiting, size = [np.empty(0, np.uint64)], 0
+    for part in parts:
+        waiting.append(part)
+        size += len(part)
+        if size >= RUN:
+            joined = np.concatenate(waiting)
+            whole = size - size % RUN
+            yield from (joined[start : start + RUN].copy() for start in range(0, whole, RUN))
+            waiting, size = [joined[whole:].copy()], size - whole
+    yield np.concatenate(waiting)
 
 
-def find_overlaps(texts: Sequence[str], hashes: np.ndarray, words: int = 13) -> list[str | None]:
+class Passages:
+    """The passages of the evaluation text, as `write_passages` left them in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "passages.bin"
+        facts = read_json(folder / "passages.json")
+        assert facts is not None, "write_passages came before"
+        self.count: int = facts["count"]
+        self.lengths: list[int] = facts["lengths"]
+        bits = min(max(10, (_BITS_A_PASSAGE * self.count).bit_length()), _MOST_FILTER_BITS)
+        self.shift = np.uint64(64 - bits)
+        self.filter = np.zeros(1 << bits - 3, np.uint8)
+        for run in self._read_runs():
+            for places in self._places(run):
+                np.bitwise_or.at(self.filter, places >> np.uint64(3), _bit(places))
+
+    def contain(self, hashes: np.ndarray) -> np.ndarray:
+        """Return which of the hashes belong to a passage of the evaluation text: (hashes,) bool."""
+        known = np.ones(len(hashes), bool)
+        for places in self._places(hashes):
+            known &= self.filter[places >> np.uint64(3)] & _bit(places) != 0
+        likely = np.flatnonzero(known)
+        known[likely] = self._look_up(hashes[likely]) if len(likely) else False
+        return known
+
+    def _look_up(self, hashes: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(hashes), bool)
+        for run in self._read_runs():
+            found |= run[np.minimum(np.searchsorted(run, hashes), len(run) - 1)] == hashes
+        return found
+
+    def _read_runs(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.count, RUN):  # mapped one at a time: pages that are not read cost nothing
+            size = min(RUN, self.count - start)
+            yield np.memmap(self.path, np.uint64, "r", offset=8 * start, shape=(size,))
+
+    def _places(self, hashes: np.ndarray) -> Iterator[np.ndarray]:
+        return (hashes * odd >> self.shift for odd in _PLACES)
+
+
+def _bit(places: np.ndarray) -> np.ndarray:
+    return np.left_shift(np.uint8(1), (places & np.uint64(7)).astype(np.uint8))
+
+
+def find_overlap(text: str, passages: Passages) -> str | None:
+    """The first passage of a training text that the evaluation text holds too, in normalised form, or None."""
+    return find_overlaps([text], passages)[0]
+
+
+def find_overlaps(texts: Sequence[str], passages: Passages) -> list[str | None]:
     """`find_overlap` of each text; faster than one by one where texts are short."""
     found = hash_words(texts)
     first: dict[int, tuple[int, int]] = {}  # text → first shared passage: its first word, its length
-    for length in range(min(words, SHORTEST), words + 1):
-        low, high = np.searchsorted(hashes, np.array([length, length + 1], np.uint64) << _HASH_BITS)
-        if low == high:
-            continue
-        known = hashes[low:high]
-        passages, starts = _hash_passages(found, length)
-        shared = starts[known[np.minimum(np.searchsorted(known, passages), len(known) - 1)] == passages]
+    for length in passages.lengths:
+        hashes, starts = _hash_passages(found, length)
+        shared = starts[passages.contain(hashes)]
         numbers, earliest = np.unique(np.searchsorted(found.bounds, shared, side="right") - 1, return_index=True)
         for number, start in zip(numbers.tolist(), shared[earliest].tolist(), strict=True):
             first[number] = min(first.get(number, (start, length)), (start, length))

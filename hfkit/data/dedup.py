@@ -1,8 +1,8 @@
 """Exact and near duplicates among documents, by sorting hashes: no index of the corpus is held in memory.
 
-The pipeline writes 16 bytes (`exact_hash`) and one signature (`signature`, 512 bytes) per document to memory-mapped
-files as documents pass by; then `find_exact_duplicates` and `find_near_duplicates` read them. Peak memory of the search
-is about 50 bytes a document and 20 MB, whatever the documents' length (measured at 100,000 and 400,000).
+The pipeline writes 16 bytes (`exact_hash`) and one signature (`signature`, 512 bytes) per document to files as they
+pass by; then `find_exact_duplicates` and `find_near_duplicates` read them, piece by piece. What the search holds of
+each document is one number, in an array that may lie on disk; the rest of its memory, about 100 MB, is bounded.
 
 Near duplicates: MinHash signatures (Broder 1997, doi:10.1109/SEQUEN.1997.666900) over sets of `shingle` consecutive
 words, computed by rensa. Signatures that agree on all rows of at least one band are candidates (Leskovec, Rajaraman &
@@ -16,12 +16,15 @@ at 0.5 (5.2 spreads away). 21 bands of 6 rows make a pair at 0.8 a candidate wit
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 from rensa import RMinHash
 
+from hfkit.data.equal import gather_equal, run_starts
+from hfkit.data.rows import Rows
 from hfkit.data.words import hash_windows, hash_words, multipliers
 from hfkit.settings import DedupConfig
 
@@ -62,39 +65,60 @@ def signatures(texts: Sequence[str], config: DedupConfig) -> np.ndarray:
     return np.array(matrix.to_rows(), np.uint32).reshape(len(texts), config.permutations)
 
 
-def find_exact_duplicates(hashes: np.ndarray) -> np.ndarray:
+def find_exact_duplicates(
+    hashes: np.ndarray | Rows, first: np.ndarray | None = None, folder: Path | None = None
+) -> np.ndarray:
     """For each document the index of the first one with the same hash: (documents,) int64, itself where it is kept.
 
     Args:
-        hashes: What `exact_hash` gave, (documents, 16) uint8; may be a memory map.
+        hashes: What `exact_hash` gave, (documents, 16) uint8.
+        first: Where the result goes, such as a memory map; None makes an array.
+        folder: Where temporary files go.
     """
-    halves = np.ascontiguousarray(hashes).view(np.uint64)  # (documents, 2)
-    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal hashes keep the documents' order
-    ordered = halves[order]
-    starts = np.ones(len(order), bool)  # where a run of equal hashes begins
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    first = np.empty(len(order), np.int64)
-    first[order] = order[_run_starts(starts)]
+    first = _each_its_own(len(hashes)) if first is None else first
+    chunks = (
+        (np.ascontiguousarray(hashes[begin:end]).view(np.uint64), np.arange(begin, end))
+        for begin, end in _chunks(len(hashes))
+    )
+    for documents, runs in gather_equal(chunks, len(hashes), folder):
+        first[documents] = documents[runs]
     return first
 
 
-def find_near_duplicates(signatures: np.ndarray, config: DedupConfig) -> np.ndarray:
+def find_near_duplicates(
+    signatures: np.ndarray | Rows,
+    config: DedupConfig,
+    exact: np.ndarray | None = None,
+    first: np.ndarray | None = None,
+    folder: Path | None = None,
+) -> np.ndarray:
     """For each document the index of the first of its cluster: (documents,) int64, itself where it is kept.
 
     Args:
-        signatures: What `signature` gave, (documents, permutations) uint32; may be a memory map.
+        signatures: What `signature` gave, (documents, permutations) uint32.
         config: Its threshold decides; see the top of this file for what is found and what is taken wrongly.
+        exact: What `find_exact_duplicates` gave; those that it drops are left out here.
+        first: Where the result goes, such as a memory map that holds each document's own index; None makes an array.
+        folder: Where temporary files go.
     """
-    parent = np.arange(len(signatures))
+    parent = _each_its_own(len(signatures)) if first is None else first
     bands, rows = choose_bands(config)
     for band in range(bands):
-        keys, has_shingle = _band_keys(signatures, band * rows, rows)
-        documents = np.flatnonzero(has_shingle)
-        documents = documents[np.argsort(keys[documents], kind="stable")]
-        starts = np.ones(len(documents), bool)
-        starts[1:] = keys[documents[1:]] != keys[documents[:-1]]
-        _join_buckets(signatures, parent, documents, _run_starts(starts), accept_from(config))
-    return _roots(parent, np.arange(len(parent)))
+        keys = _band_keys(signatures, slice(band * rows, band * rows + rows), exact)
+        for documents, runs in gather_equal(keys, len(signatures), folder):
+            repeated = np.bincount(runs, minlength=len(runs))[runs] > 1
+            _join_buckets(signatures, parent, documents[repeated], runs[repeated], accept_from(config))
+    for begin, end in _chunks(len(parent)):
+        _roots(parent, np.arange(begin, end))
+    return parent
+
+
+def _each_its_own(count: int) -> np.ndarray:
+    return np.arange(count, dtype=np.int64)
+
+
+def _chunks(count: int) -> Iterator[tuple[int, int]]:
+    return ((begin, min(begin + _CHUNK, count)) for begin in range(0, count, _CHUNK))
 
 
 def choose_bands(config: DedupConfig) -> tuple[int, int]:
@@ -122,24 +146,21 @@ def accept_from(config: DedupConfig) -> float:
     return config.threshold - _SPREADS * spread
 
 
-def _band_keys(signatures: np.ndarray, start: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """One 64-bit hash of the band per document, and whether it has a shingle at all; the file is read in chunks."""
-    keys = np.empty(len(signatures), np.uint64)
-    has_shingle = np.empty(len(signatures), bool)
-    for begin in range(0, len(signatures), _CHUNK):
-        band = np.asarray(signatures[begin : begin + _CHUNK, start : start + rows])
-        keys[begin : begin + _CHUNK] = band.astype(np.uint64) @ multipliers(rows)
-        has_shingle[begin : begin + _CHUNK] = (band != _NO_SHINGLE).any(axis=1)
-    return keys, has_shingle
-
-
-def _run_starts(starts: np.ndarray) -> np.ndarray:
-    """For each place of a sorted array, where its run of equal values begins."""
-    return np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
+def _band_keys(
+    signatures: np.ndarray | Rows, columns: slice, exact: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield one 64-bit hash of the band for each document that has a shingle and copies none, and the documents."""
+    for begin, end in _chunks(len(signatures)):
+        band = signatures[begin:end][:, columns]
+        takes_part = (band != _NO_SHINGLE).any(axis=1)
+        if exact is not None:
+            takes_part &= exact[begin:end] == np.arange(begin, end)
+        keys = band[takes_part].astype(np.uint64) @ multipliers(band.shape[1])
+        yield keys[:, None], begin + np.flatnonzero(takes_part)
 
 
 def _join_buckets(
-    signatures: np.ndarray, parent: np.ndarray, documents: np.ndarray, bucket: np.ndarray, accept: float
+    signatures: np.ndarray | Rows, parent: np.ndarray, documents: np.ndarray, bucket: np.ndarray, accept: float
 ) -> None:
     """Compare the documents of each bucket and join those that agree; ``parent`` is changed.
 
@@ -150,7 +171,7 @@ def _join_buckets(
     for _ in range(_MAX_LEADERS):
         leads = np.ones(len(documents), bool)
         leads[1:] = bucket[1:] != bucket[:-1]
-        leader = documents[_run_starts(leads)]
+        leader = documents[run_starts(leads)]
         apart = _roots(parent, leader) != _roots(parent, documents)
         left, right = leader[apart], documents[apart]
         for begin in range(0, len(left), _CHUNK):

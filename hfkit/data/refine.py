@@ -1,25 +1,29 @@
 """From raw documents to the text that is trained on: hold out, clean, deduplicate, decontaminate, account for it.
 
-Three passes over files, so that memory does not grow with the corpus: read every document, hold out the validation
-share and clean the rest (worker processes), keeping a hash and a signature of each in flat files; find duplicates among
-those by sorting; write what stays as Parquet. Evaluation text is never changed.
+Three steps over files, so that memory does not grow with the corpus: `write_draft` reads every document, holds out the
+validation share and cleans the rest (worker processes), keeping a hash and a signature of each in flat files; `compare`
+finds duplicates among those by sorting; `write_kept` writes what stays as Parquet. Evaluation text is never changed.
+`refine` takes the steps one after another, a source at a time; `hfkit/data/spread.py` takes them on many machines.
 """
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfkit.data.account import Account
 from hfkit.data.dedup import exact_hash, signatures
 from hfkit.data.documents import Document
+from hfkit.data.drafts import OVERLAPS, Draft
 from hfkit.data.holdout import Holdout, build_holdout
 from hfkit.data.hooks import Hook, load_hooks
-from hfkit.data.sources import Source
-from hfkit.data.texts import TextWriter
-from hfkit.data.winnow import draft_path, write_kept
+from hfkit.data.sources import Part, Source
+from hfkit.data.texts import TextWriter, join_texts
+from hfkit.data.winnow import compare, write_kept
 from hfkit.data.words import prepare_tables
 from hfkit.data.workers import map_in_order
 from hfkit.progress import Progress
@@ -31,7 +35,7 @@ PIECE = 1 << 20  # characters handed to a worker at once
 
 
 def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> dict[str, Any]:
-    """Fill ``folder`` with train-<n>.parquet, validation.parquet and test.parquet; return the account.
+    """Write train-<n>.parquet, validation.parquet, test.parquet and overlaps.parquet into a folder; return the account.
 
     Args:
         sources: Training sources in their order.
@@ -40,19 +44,68 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
     Raises:
         BadInput: if a document cannot be read, or no training text is left.
     """
-    account = Account(sources={source.name: Counter() for source in sources})
+    scratch = folder / "scratch"
+    scratch.mkdir()
     prepare_tables()
+    write_evaluation(folder, evaluation)
+    holdout = choose_holdout(config, sources, evaluation)
+    drafts = [Draft(scratch, number, number, source.name) for number, source in enumerate(sources)]
+    accounts = [Account(sources={source.name: Counter()}) for source in sources]
+    for draft, source, account in zip(drafts, sources, accounts, strict=True):
+        write_draft(draft, source, config, holdout, account)
+    compare(scratch, drafts, config, join_validation(folder, drafts))
+    for draft, first, account in zip(drafts, first_numbers(drafts), accounts, strict=True):
+        write_kept(draft, first, config, account)
+    join_kept(folder, drafts)
+    shutil.rmtree(scratch)
+    return conclude(accounts)
+
+
+def write_evaluation(folder: Path, evaluation: dict[str, Source]) -> None:
+    """Write the evaluation text that is given, as it is."""
     for name, source in evaluation.items():
         with TextWriter(folder / f"{name}.parquet") as writer:
             for document in source.documents():
                 writer.write(document.text, document.where)
+
+
+def choose_holdout(config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> Holdout | None:
+    """Return the rule that holds out validation text, or None where it is given or not wanted."""
     holds_out = bool(sources) and "validation" not in evaluation and config.validation_share > 0
-    refiner = Refiner(folder, config, account, build_holdout(config, sources) if holds_out else None)
-    for number, source in enumerate(sources):
-        refiner.clean_source(number, source)
-    refiner.close()
-    write_kept(folder, config, [source.name for source in sources], account)
-    if sources and not any(counts["documents"] for counts in account.sources.values()):
+    return build_holdout(config, sources) if holds_out else None
+
+
+def join_validation(folder: Path, drafts: Sequence[Draft]) -> list[Path]:
+    """Write validation.parquet where text was held out; return all files of evaluation text."""
+    held_out = [draft.validation for draft in drafts if draft.validation.exists()]
+    if held_out:
+        join_texts(held_out, folder / "validation.parquet")
+    return [path for name in ("validation", "test") if (path := folder / f"{name}.parquet").exists()]
+
+
+def first_numbers(drafts: Sequence[Draft]) -> list[int]:
+    """Return the number of each draft's first document among the cleaned ones of all drafts."""
+    return list(accumulate((draft.count() for draft in drafts), initial=0))[:-1]
+
+
+def join_kept(folder: Path, drafts: Sequence[Draft]) -> None:
+    """Write train-<n>.parquet for each source, and overlaps.parquet."""
+    for number in sorted({draft.source for draft in drafts}):
+        join_texts([draft.kept for draft in drafts if draft.source == number], folder / f"train-{number}.parquet")
+    if drafts:
+        join_texts([draft.overlaps for draft in drafts], folder / "overlaps.parquet", OVERLAPS)
+
+
+def conclude(accounts: Sequence[Account]) -> dict[str, Any]:
+    """Add the drafts' accounts up; say what is notable.
+
+    Raises:
+        BadInput: if no training text is left.
+    """
+    account = Account()
+    for part in accounts:
+        account.add(part)
+    if accounts and not any(counts["documents"] for counts in account.sources.values()):
         why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or "none was read"
         raise BadInput(f"no training text is left of {account.read} documents ({why})")
     if (overlapping := account.removed["contaminated"]) > MANY * account.read:
@@ -110,42 +163,59 @@ def _clean_one(raw: str, config: DataConfig, hooks: list[tuple[str, Hook]]) -> t
     return text, rules
 
 
-class Refiner:
-    """The first pass: reads, holds out and cleans, and keeps one row of hashes and signatures per cleaned document."""
+def write_draft(
+    draft: Draft,
+    source: Source | Part,
+    config: DataConfig,
+    holdout: Holdout | None,
+    account: Account,
+    workers: int | None = None,
+) -> None:
+    """Read, hold out and clean one part of the training text; keep a hash and a signature per cleaned document.
 
-    def __init__(self, folder: Path, config: DataConfig, account: Account, holdout: Holdout | None) -> None:
-        self.folder, self.config, self.account, self.holdout = folder, config, account, holdout
-        self.validation = TextWriter(folder / "validation.parquet") if holdout else None
-        self.hashes = (folder / "hashes.bin").open("wb")
-        self.signatures = (folder / "signatures.bin").open("wb")
-        self.progress = Progress(None, "clean", "document")
+    Args:
+        account: Gets what became of each document.
+        workers: Processes; None suits the machine.
+    """
+    reader = Reader(draft, config, holdout, account)
+    work = map_in_order(partial(clean_documents, config=config), reader.read_pieces(source), workers)
+    with (
+        reader,
+        TextWriter(draft.text, passing=True) as cleaned,
+        draft.hashes.open("wb") as hashes,
+        draft.signatures.open("wb") as signed,
+    ):
+        for piece, results in work:
+            for document, result in zip(piece, results, strict=True):
+                if result.dropped:
+                    account.remove(result.rules[-1], draft.name, document.where, document.text)
+                    continue
+                text = document.text if result.changed is None else result.changed
+                if result.rules:
+                    account.change(result.rules, document.where, document.text, text)
+                cleaned.write(text, document.where)
+                hashes.write(result.hash)
+                signed.write(result.signature)
 
-    def close(self) -> None:
-        """Finish the files."""
-        if self.validation:
-            self.validation.close()
-        self.hashes.close()
-        self.signatures.close()
+
+class Reader:
+    """Reads a part of the training text in pieces; held-out documents go to the validation file as they are."""
+
+    def __init__(self, draft: Draft, config: DataConfig, holdout: Holdout | None, account: Account) -> None:
+        self.draft, self.config, self.holdout, self.account = draft, config, holdout, account
+        self.validation = TextWriter(draft.validation) if holdout else None
+        self.progress = Progress(None, f"clean {draft.name}", "document")
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
         self.progress.close()
+        if self.validation and kind is None:
+            self.validation.close()
 
-    def clean_source(self, number: int, source: Source) -> None:
-        """Write draft-<number>.parquet: the source's cleaned training documents, duplicates and all."""
-        work = map_in_order(partial(clean_documents, config=self.config), self._pieces(source))
-        with TextWriter(draft_path(self.folder, number), passing=True) as writer:
-            for piece, results in work:
-                for document, result in zip(piece, results, strict=True):
-                    if result.dropped:
-                        self.account.remove(result.rules[-1], source.name, document.where, document.text)
-                        continue
-                    text = document.text if result.changed is None else result.changed
-                    if result.rules:
-                        self.account.change(result.rules, document.where, document.text, text)
-                    writer.write(text, document.where)
-                    self.hashes.write(result.hash)
-                    self.signatures.write(result.signature)
-
-    def _pieces(self, source: Source) -> Iterator[list[Document]]:
-        """Yield training documents in pieces of a megabyte; held-out ones go to the validation file as they are."""
+    def read_pieces(self, source: Source | Part) -> Iterator[list[Document]]:
+        """Yield training documents in pieces of a megabyte."""
         piece: list[Document] = []
         size = 0
         for document in source.documents(self._skip if self.config.on_error == "skip" else None):
@@ -155,7 +225,7 @@ class Refiner:
             for text, held in parts:
                 if held and self.validation:
                     self.validation.write(text, document.where)
-                    self.account.hold_out(source.name, text, whole=len(parts) == 1)
+                    self.account.hold_out(self.draft.name, text, whole=len(parts) == 1)
                 else:
                     piece.append(Document(text, document.where))
                     size += len(text)
