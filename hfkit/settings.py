@@ -200,6 +200,30 @@ class DataConfig(RowsConfig):
 
 
 @dataclass
+class ExecutorConfig:
+    """Who prepares the text: this machine, or many tasks of an executor of datatrove. The result is the same."""
+
+    name: Literal["none", "local", "slurm", "ray"] = "none"
+    """`local` runs the tasks on this machine, `slurm` and `ray` on a cluster that shares `data.cache_dir`. Needs
+    hfkit[corpus]."""
+    tasks: int = 2
+    """Tasks of each long step; a file, or 10,000 rows of a dataset, is the least that one task reads."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of datatrove's executor, such as {"workers": 8}; slurm needs {"time": "10:00:00", "partition": …}."""
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1:
+            raise BadInput(f"executor.tasks must be at least 1, not {self.tasks}")
+        needed = ("time", "partition") if self.name == "slurm" else ()
+        if missing := [option for option in needed if option not in self.options]:
+            raise BadInput(f"executor.name slurm needs executor.options {missing[0]}")
+        if self.name != "none" and not find_spec("datatrove"):
+            raise BadInput(f"executor.name {self.name} needs datatrove: pip install 'hfkit[corpus]', or set it to none")
+        if self.name == "ray" and not find_spec("ray"):
+            raise BadInput("executor.name ray needs ray: pip install ray")
+
+
+@dataclass
 class ChatDataConfig(RowsConfig):
     """Which conversations: rows of messages, of prompt and completion, or of instruction, input and output."""
 

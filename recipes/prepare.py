@@ -10,14 +10,18 @@ What is printed ends with the folder of the text, which opens as a dataset:
 
 With --hub.repo_id me/corpus the text becomes a data set on the Hub, with a card made of the audit.
 
-A mixture of sources is written in YAML, see recipes/configs/prepare/mixture.yaml.
+A mixture of sources is written in YAML, see recipes/configs/prepare/mixture.yaml. What one machine cannot prepare is
+spread over a cluster that shares `data.cache_dir`, and gives the same files:
+
+    python recipes/prepare.py --data.train_files '/shared/corpus/*.jsonl.zst' --data.cache_dir /shared/cache \\
+        --executor.name slurm --executor.tasks 500 --executor.options '{"time": "10:00:00", "partition": "cpu"}'
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config
-from hfkit.settings import DataConfig, RepositoryConfig, TokenizerConfig
+from hfkit.settings import DataConfig, ExecutorConfig, RepositoryConfig, TokenizerConfig
 
 
 @dataclass
@@ -28,6 +32,8 @@ class PrepareConfig:
     """Which text, and how it is cleaned, deduplicated and packed."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     """Byte-level BPE trained on `data`, or a tokenizer that exists."""
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    """Who does the long steps: this machine, or many tasks through datatrove."""
     hub: RepositoryConfig = field(default_factory=RepositoryConfig)
     """Where to publish the text as a dataset; nothing leaves the machine unless `repo_id` is set."""
     output_dir: Path = Path("runs/prepare")
@@ -53,7 +59,12 @@ from hfkit.status import describe, is_main_process
 
 def main(config: PrepareConfig) -> None:
     """Prepare, or find what was prepared, and write the audit."""
-    data = prepare_data(config.data, config.tokenizer)
+    work = None
+    if config.executor.name != "none":
+        from hfkit.data.spread import spread_over  # datatrove is optional
+
+        work = spread_over(config.executor)
+    data = prepare_data(config.data, config.tokenizer, work=work)
     if not is_main_process():
         return
     facts = Facts.of(data)

@@ -17,7 +17,7 @@ LAYERS = [
     {"settings", "config", "yaml12", "text", "quality", "files", "status", "masking"},
     {
         *("data.account", "data.catalog", "data.documents", "data.holdout", "data.hooks", "data.listing", "data.pairs"),
-        *("data.refine", "data.drafts", "data.equal", "data.rows", "data.spread"),
+        *("data.refine", "data.drafts", "data.equal", "data.rows", "data.spread", "data.executors"),
         *("data.texts", "data.winnow", "data.words", "data.workers"),
         *("data.readers", "data.sources", "data.corpus", "data.dedup", "data.contamination", "data.once"),
         *("data.prepare", "data.shards", "data.tokens", "data.order", "data.batches", "data.builtin"),

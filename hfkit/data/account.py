@@ -1,7 +1,7 @@
 """What happened to the documents of a corpus: the text part of ``audit.json``."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Account:
 
     def save(self, path: Path) -> None:
         """Write the account, for another process."""
-        write_json(path, asdict(self))
+        write_json(path, vars(self))
 
     @classmethod
     def load(cls, path: Path) -> "Account":

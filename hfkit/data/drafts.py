@@ -72,8 +72,13 @@ class Draft:
 
     @property
     def account(self) -> Path:
-        """What happened so far, where the next step is another process's."""
+        """What became of the documents until they are compared, where that is another process's work."""
         return self._file("account", "json")
+
+    @property
+    def outcome(self) -> Path:
+        """The whole account."""
+        return self._file("outcome", "json")
 
     def _file(self, what: str, ending: str) -> Path:
         return self.folder / f"{what}-{self.number:05d}.{ending}"

@@ -56,6 +56,12 @@ def build_once(target: Path, build: Callable[[Path], None], ready: Callable[[Pat
     return False
 
 
+def scratch_beside(temporary: Path) -> Path:
+    """Return the folder for work on ``temporary``'s target that outlives the attempt."""
+    target = temporary.name.removeprefix(".tmp-").rpartition("-")[0]
+    return temporary.with_name(f".parts-{target}")
+
+
 def _build(target: Path, build: Callable[[Path], None], lock: Path, failure: Path) -> bool:
     for left in target.parent.glob(f".tmp-{target.name}-*"):  # of killed builds: only the lock's holder gets here
         shutil.rmtree(left, ignore_errors=True)

@@ -7,11 +7,11 @@ wait for the folders on disk.
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -51,6 +51,13 @@ class Prepared:
     """Folder of the refined text."""
 
 
+class Work(NamedTuple):
+    """Who does the two steps that are long: this machine, or many (`hfkit/data/spread.py`)."""
+
+    refine: Callable[[Path, DataConfig, list[Source], dict[str, Source]], dict[str, Any]]
+    write_streams: Callable[[Path, Sequence[Path], PreTrainedTokenizerBase], dict[str, dict[str, Any]]]
+
+
 def cache_folder(config: DataConfig) -> Path:
     """Return where prepared data is kept."""
     default = os.environ.get("HFKIT_CACHE") or Path.home() / ".cache" / "hfkit"
@@ -62,16 +69,19 @@ def prepare_data(
     tokenizer: TokenizerConfig,
     tokenizer_path: str | Path | None = None,
     only_evaluation: bool = False,
+    work: Work | None = None,
 ) -> Prepared:
     """Prepare text and tokens, or open what was prepared before.
 
     Args:
         tokenizer_path: Used where ``tokenizer.path`` is not given, such as the folder of the model to go on from.
         only_evaluation: Leave the training text out where validation or test text is given.
+        work: Who does what is long; None is this machine. What is prepared does not depend on it.
 
     Raises:
         BadInput: for text that cannot be found or read, or of which nothing is left.
     """
+    work = work or Work(refine, write_streams)
     cache = cache_folder(config)
     given = {name: resolve_evaluation(config, name) for name in ("validation", "test")}
     evaluation = {name: source for name, source in given.items() if source is not None}
@@ -79,7 +89,7 @@ def prepare_data(
 
     text_key = _text_key(config, sources, evaluation, cache)
     text = cache / f"text-{text_key}"
-    worked = _build(text, partial(_build_text, config=config, sources=sources, evaluation=evaluation))
+    worked = _build(text, partial(_build_text, work=work, config=config, sources=sources, evaluation=evaluation))
 
     if path := tokenizer.path or tokenizer_path:
         chosen = load_tokenizer(path, tokenizer.revision if tokenizer.path else None)
@@ -91,7 +101,7 @@ def prepare_data(
     hashed = tokenizer_hash(chosen)
     key = digest_of([text_key, hashed])[:16]
     tokens = cache / f"tokens-{key}"
-    worked |= _build(tokens, partial(_build_tokens, text=text, tokenizer=chosen, sources=len(sources)))
+    worked |= _build(tokens, partial(_build_tokens, work=work, text=text, tokenizer=chosen, sources=len(sources)))
     return _open(text, tokens, chosen, hashed, key, [source.weight for source in sources], reused=not worked)
 
 
@@ -124,9 +134,11 @@ def _build(folder: Path, fill: Any) -> bool:
     return build_once(folder, fill, whole)
 
 
-def _build_text(folder: Path, config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> None:
+def _build_text(
+    folder: Path, work: Work, config: DataConfig, sources: list[Source], evaluation: dict[str, Source]
+) -> None:
     provenance = {source.name: source.fingerprint() for source in [*sources, *evaluation.values()]}
-    seal(folder, {"audit": refine(folder, config, sources, evaluation), "provenance": provenance})
+    seal(folder, {"audit": work.refine(folder, config, sources, evaluation), "provenance": provenance})
 
 
 def _build_tokenizer(folder: Path, text: Path, config: TokenizerConfig, sources: int) -> None:
@@ -153,10 +165,10 @@ def _sample(paths: Sequence[Path], budget: int, progress: Progress) -> Iterator[
                 yield text
 
 
-def _build_tokens(folder: Path, text: Path, tokenizer: PreTrainedTokenizerBase, sources: int) -> None:
+def _build_tokens(folder: Path, work: Work, text: Path, tokenizer: PreTrainedTokenizerBase, sources: int) -> None:
     train = [text / f"train-{number}.parquet" for number in range(sources)]
     held_out = [path for name in ("validation", "test") if (path := text / f"{name}.parquet").exists()]
-    streams = write_streams(folder, [*train, *held_out], tokenizer)
+    streams = work.write_streams(folder, [*train, *held_out], tokenizer)
     if sources and not any(streams[path.stem]["tokens"] > 1 for path in train):
         raise BadInput("the training text is empty after tokenization")
     proved_on = streams[(held_out or train)[0].stem]

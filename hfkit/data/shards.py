@@ -7,7 +7,8 @@ first is a target exactly once. Reading a micro-batch is a gather from the page 
 Arrow dataset with the default collator takes 1.4 ms), so there are no loader workers.
 """
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,22 @@ class StreamWriter:
         for file, path in zip((self.file, self.starts), self.paths, strict=True):
             file.close()
             sync(path)
+
+
+def join_streams(parts: Sequence[Path], folder: Path, name: str) -> None:
+    """Write the streams of one name in several folders, one after another, as one stream."""
+    paths = [folder / f"{name}.{ending}" for ending in ("tokens", "starts")]
+    with paths[0].open("wb") as tokens, paths[1].open("wb") as starts:
+        total = np.zeros(1, "<i8")
+        starts.write(total.tobytes())
+        for part in parts:
+            with (part / paths[0].name).open("rb") as file:
+                shutil.copyfileobj(file, tokens, 1 << 20)
+            later = total + np.memmap(part / paths[1].name, "<i8", "r")[1:]
+            starts.write(later.tobytes())
+            total = later[-1:] if len(later) else total
+    for path in paths:
+        sync(path)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class Source:
         """Yield the documents, up to the limit, always in the same order."""
         return islice(chain.from_iterable(part.documents(on_bad) for part in self.parts()), self.limit)
 
+    def separate_parts(self) -> "list[Part | Source]":
+        """Return what can be read in any order; a limit counts from the first document, so that is one part."""
+        return [*self.parts()] if self.limit is None else [self]
+
     def fingerprint(self, memory: Path | None = None) -> str:
         """Return a hash of all that decides which documents come: contents, how they are cut, and the limit.
 

@@ -1,6 +1,7 @@
 """Texts on disk: Parquet files with the columns ``text`` and ``where``, which ``datasets`` opens as they are."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -82,9 +83,12 @@ class TextWriter:
 
 
 def join_texts(paths: Sequence[Path], target: Path, schema: pyarrow.Schema = SCHEMA) -> None:
-    """Write the texts of several files, one file after another, as one file; a single file is moved."""
+    """Write the texts of several files, one file after another, as one file; a single file gets another name."""
     if len(paths) == 1:
-        os.replace(paths[0], target)
+        try:
+            os.link(paths[0], target)
+        except OSError:  # not every file system has links
+            shutil.copyfile(paths[0], target)
         return
     with TextWriter(target, schema=schema) as writer:
         for path in paths:

@@ -14,10 +14,19 @@ from hfkit.data.texts import Group, list_groups, read_group, read_texts
 from hfkit.data.workers import map_in_order
 from hfkit.encoder import Encoder, FastPathDiffers
 from hfkit.progress import Progress
-from hfkit.tokenizer import encode_texts
+from hfkit.tokenizer import encode_prefix, encode_texts
 
 GPT2 = "openai-community/gpt2"
 PROOF = 1 << 19  # UTF-8 bytes of held-out text, at least, that are decoded again and compared
+
+
+class Counts(NamedTuple):
+    """What a stream holds."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    """UTF-8, of the text."""
 
 
 class Encoded(NamedTuple):
@@ -36,32 +45,50 @@ def write_streams(folder: Path, texts: Sequence[Path], tokenizer: PreTrainedToke
     Returns:
         Stream → ``documents``, ``tokens``, ``bytes`` (UTF-8, of the text) and ``bytes_per_token`` (EOS and BOS aside).
     """
+    counts = write_groups(folder, texts, [group for path in texts for group in list_groups(path)], tokenizer)
+    return describe_streams(counts, tokenizer)
+
+
+def write_groups(
+    folder: Path,
+    texts: Sequence[Path],
+    groups: Sequence[Group],
+    tokenizer: PreTrainedTokenizerBase,
+    workers: int | None = None,
+) -> dict[str, Counts]:
+    """Write a token stream for each file of texts, of those row groups only that are given."""
     try:
-        return _write_streams(folder, texts, Encoder(tokenizer))
+        return _write_groups(folder, texts, groups, Encoder(tokenizer), workers)
     except FastPathDiffers:
-        return _write_streams(folder, texts, Encoder(tokenizer, fast=False))
+        return _write_groups(folder, texts, groups, Encoder(tokenizer, fast=False), workers)
 
 
-def _write_streams(folder: Path, texts: Sequence[Path], encoder: Encoder) -> dict[str, dict[str, Any]]:
+def _write_groups(
+    folder: Path, texts: Sequence[Path], groups: Sequence[Group], encoder: Encoder, workers: int | None
+) -> dict[str, Counts]:
     writers = {path: StreamWriter(folder, path.stem, len(encoder.tokenizer)) for path in texts}
     sizes = dict.fromkeys(texts, 0)
-    groups = [group for path in texts for group in list_groups(path)]
     with Progress(None, "tokenize", "document") as progress:
-        for (path, _), piece in map_in_order(partial(_encode_group, encoder=encoder), groups):
+        for (path, _), piece in map_in_order(partial(_encode_group, encoder=encoder), groups, workers):
             writers[path].append(piece.ids, piece.lengths)
             sizes[path] += piece.bytes
             progress.update(len(piece.lengths))
     for writer in writers.values():
         writer.close()
-    added = 1 + len(encoder.prefix)  # tokens of each document that stand for none of its text
+    return {path.stem: Counts(writer.documents, writer.tokens, sizes[path]) for path, writer in writers.items()}
+
+
+def describe_streams(counts: dict[str, Counts], tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
+    """Return what each stream holds, as `write_streams` does."""
+    added = 1 + len(encode_prefix(tokenizer))  # tokens of each document that stand for none of its text
     return {
-        path.stem: {
-            "documents": writer.documents,
-            "tokens": writer.tokens,
-            "bytes": sizes[path],
-            "bytes_per_token": round(sizes[path] / max(1, writer.tokens - added * writer.documents), 4),
+        name: {
+            "documents": documents,
+            "tokens": tokens,
+            "bytes": size,
+            "bytes_per_token": round(size / max(1, tokens - added * documents), 4),
         }
-        for path, writer in writers.items()
+        for name, (documents, tokens, size) in counts.items()
     }
 
 

@@ -1,0 +1,98 @@
+"""One function in many tasks, by datatrove's executors: on this machine, under Slurm, or on a Ray cluster."""
+
+import multiprocessing
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import setup_default_logger
+
+from hfkit.data.workers import die_with_parent, num_workers
+from hfkit.settings import BadInput, ExecutorConfig
+
+POLL = 5.0  # seconds between looks at the tasks of a cluster
+
+Share = Callable[[int, int], None]
+"""What a task does, given its number and how many there are."""
+
+
+class Step(PipelineStep):
+    """A pipeline of one step, which reads and writes files of its own."""
+
+    type = "hfkit"
+
+    def __init__(self, name: str, share: Share, logs: Path) -> None:
+        self.name = name
+        super().__init__()
+        self.share, self.logs = share, logs
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        """Do the share of task ``rank``; what is wrong with the input is left for who started the tasks."""
+        if multiprocessing.parent_process() is not None:
+            die_with_parent()
+        try:
+            self.share(rank, world_size)
+        except BadInput as error:
+            (self.logs / f"error-{rank:05d}.txt").write_text(str(error))
+            raise
+        yield from data or ()
+
+
+def run_tasks(executor: ExecutorConfig, scratch: Path, name: str, share: Share, tasks: int | None = None) -> None:
+    """Run ``share`` in each task, but for those that were completed before, and wait for the end.
+
+    Args:
+        executor: Which one, and how many tasks where ``tasks`` is not given.
+        scratch: Folder that all tasks reach; gets the logs, and the marks of completed tasks.
+
+    Raises:
+        BadInput: what a task raised, or where to look when tasks ended without being done.
+    """
+    tasks = tasks or executor.tasks
+    logs = scratch / "logs" / name
+    logs.mkdir(parents=True, exist_ok=True)
+    for left in logs.glob("error-*.txt"):
+        left.unlink()
+    print(f"{name}: {tasks} tasks by datatrove's {executor.name} executor; logs in {logs}", file=sys.stderr)
+    job = _build_executor(executor, Step(name, share, logs), logs, tasks)
+    try:
+        with (logs / "driver.log").open("a") as log, redirect_stderr(log):
+            setup_default_logger()  # writes to what is stderr now, as do the tasks that are forked
+            job.run()
+    finally:
+        setup_default_logger()
+    if executor.name == "slurm":
+        _wait_for_slurm(job)
+    if left := job.get_incomplete_ranks(skip_completed=True):
+        told = [path.read_text() for path in sorted(logs.glob("error-*.txt"))]
+        raise BadInput(told[0] if told else f"{len(left)} tasks of the step {name} did not end well; see {logs}")
+
+
+def _build_executor(executor: ExecutorConfig, step: Step, logs: Path, tasks: int) -> PipelineExecutor:
+    common: dict[str, Any] = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs)}
+    if executor.name == "local":
+        # Forks have all modules already, where the executor's own default would import them once a worker.
+        start = {"start_method": "fork"} if sys.platform == "linux" else {}
+        return LocalPipelineExecutor(**{**common, "workers": num_workers(), **start, **executor.options})
+    if executor.name == "slurm":
+        return SlurmPipelineExecutor(**{**common, "job_name": f"hfkit-{step.name}", **executor.options})
+    return RayPipelineExecutor(**{**common, **executor.options})
+
+
+def _wait_for_slurm(job: SlurmPipelineExecutor) -> None:
+    """Wait until every task is done, or the job has left the queue."""
+    queued = True
+    while queued and job.get_incomplete_ranks(skip_completed=True):
+        time.sleep(POLL)
+        # A job that ended long ago is unknown to squeue, which is then an error.
+        listed = subprocess.run(["squeue", "--noheader", "--jobs", str(job.job_id)], capture_output=True, text=True)
+        queued = listed.returncode == 0 and bool(listed.stdout.strip())
+    if not queued:
+        time.sleep(POLL)  # what the last task wrote reaches this machine late on some file systems

@@ -1,0 +1,151 @@
+"""Preparation spread over tasks: the same files as one machine's, through the recipe and datatrove's executors."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("datatrove")
+
+from hfkit.settings import BadInput, ExecutorConfig
+from planted import plant
+from runs import Ended, Server, Words, shared_server
+from test_prepare import hashes, read_audit
+
+
+@pytest.fixture(scope="module")
+def server() -> Server:
+    """The process that forks runs."""
+    return shared_server()
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Words:
+    """A mixture of five files and two, with defects, and copies of the first source's text in the second."""
+    folder = tmp_path_factory.mktemp("spread")
+    plant(folder, line=200_000)
+    lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
+    sources = {"one": [lines[place::5] for place in range(5)], "two": [lines[:40], lines[100:300:3]]}
+    for source, files in sources.items():
+        (folder / source).mkdir()
+        for number, content in enumerate(files):
+            (folder / source / f"{number}.jsonl").write_bytes(b"".join(content))
+    return {
+        "data.sources": [{"path": str(folder / source), "name": source} for source in sources],
+        "data.test_files": folder / "test.txt",
+        "data.document": "line",
+        "data.on_error": "skip",
+        "tokenizer.vocab_size": 400,
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(server: Server, settings: Words, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """The recipe on one machine."""
+    return prepare(server, settings, tmp_path_factory.mktemp("alone"))
+
+
+def prepare(server: Server, settings: Words, folder: Path, **more: Any) -> Ended:
+    """Run the recipe."""
+    return server.run("prepare", {**settings, **more, "data.cache_dir": folder / "cache"}, folder / "run")
+
+
+def check_same(ended: Ended, alone: Ended) -> None:
+    """See that a run left what one machine left, and nothing else."""
+    assert ended.code == 0, ended.stderr
+    cache = ended.output_dir.parent / "cache"
+    expected = hashes(alone.output_dir.parent / "cache")
+    assert len(expected) == 13  # four texts, each with tokens and starts, and what overlaps
+    assert hashes(cache) == expected
+    assert read_audit(ended) == read_audit(alone)
+    assert not list(cache.glob(".parts-*/*")) and not list(cache.glob(".tmp-*"))
+
+
+LOCAL: Words = {"executor.name": "local", "executor.tasks": 3, "executor.options": {"workers": 2}}
+
+
+def test_two_workers_leave_the_same_files(server: Server, settings: Words, alone: Ended, tmp_path: Path) -> None:
+    ended = prepare(server, settings, tmp_path, **LOCAL)
+    check_same(ended, alone)
+    assert "clean: 3 tasks by datatrove's local executor" in ended.stderr
+    removed = read_audit(ended)["removed"]
+    assert min(removed[rule] for rule in ("exact_duplicates", "near_duplicates", "contaminated", "unreadable")) > 10
+    assert json.loads(prepare(server, settings, tmp_path).stdout)["reused"]  # without tasks: nothing is left to do
+
+
+def test_bad_input_of_a_task_is_one_line(server: Server, settings: Words, tmp_path: Path) -> None:
+    ended = prepare(server, settings, tmp_path, **LOCAL, **{"data.on_error": "stop"})
+    assert ended.code == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: ") and ".jsonl:" in ended.stderr.splitlines()[-1]
+    assert not list((tmp_path / "cache").glob("text-*"))
+
+
+def test_what_cannot_be_spread_is_refused(server: Server, settings: Words, tmp_path: Path) -> None:
+    ended = prepare(server, settings, tmp_path, **LOCAL, **{"data.split_by": "characters"})
+    assert ended.code == 2 and "executor.name none" in ended.stderr
+    for wrong in ({"name": "slurm"}, {"name": "local", "tasks": 0}):
+        with pytest.raises(BadInput, match="executor"):
+            ExecutorConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_what_was_completed(
+    server: Server, settings: Words, alone: Ended, tmp_path: Path
+) -> None:
+    def kill(pid: int, _: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("cache/.parts-text-*/3-tasks/logs/clean/completions/*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+
+    words = {**settings, **LOCAL, "data.cache_dir": tmp_path / "cache"}
+    killed = server.run("prepare", words, tmp_path / "run", kill)
+    assert killed.code == -signal.SIGKILL
+    (done,) = tmp_path.glob("cache/.parts-text-*/3-tasks/logs/clean")
+    before = {path.name: path.stat().st_mtime_ns for path in done.glob("stats/*")}
+    kept = tmp_path / "before"
+    shutil.copytree(done, kept)
+    check_same(prepare(server, settings, tmp_path, **LOCAL), alone)
+    assert before
+
+
+SLURM = {
+    "sbatch": r"""
+        job="$FAKE/job-$$"
+        cp "${@: -1}" "$job.sh"
+        last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' "$job.sh")
+        export SLURM_NODELIST=here RUN_OFFSET=0
+        (for task in $(seq 0 "$last"); do SLURM_ARRAY_TASK_ID=$task bash "$job.sh"; done) > "$job.log" 2>&1 &
+        echo $! > "$job.pid"
+        echo "Submitted batch job $$"
+    """,
+    "srun": 'while [[ "$1" == -* || "$1" =~ ^[0-9]+$ ]]; do shift; done; exec "$@"',
+    "scontrol": "echo localhost",
+    "squeue": 'kill -0 "$(cat "$FAKE/job-$3.pid")" 2> /dev/null && echo "$3 running"',
+}
+
+
+@pytest.mark.slow
+def test_slurm_jobs_leave_the_same_files(
+    settings: Words, alone: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's commands are played by scripts that run the jobs here, one task after another."""
+    for name, body in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("FAKE", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    options = {"time": "1:00:00", "partition": "cpu"}
+    server = Server()  # its environment is this one
+    ended = prepare(
+        server, settings, tmp_path, **{"executor.name": "slurm", "executor.tasks": 2, "executor.options": options}
+    )
+    server.close()
+    check_same(ended, alone)
