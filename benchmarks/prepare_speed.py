@@ -1,12 +1,13 @@
 """Text to training shards: hfkit's preparation against the two-map `group_texts` recipe of transformers' run_clm.py.
 
-    python benchmarks/prepare_speed.py --prose books.jsonl [--code code.jsonl] [--pairs 5]
+    python benchmarks/prepare_speed.py --prose books.jsonl [--code code.jsonl] [--tokenizer folder] [--pairs 5]
 
 Both sides get the same tokenizer and the same JSON Lines files with a `text` column, start in a process of their own
 with empty caches, and run in turn; a pair is one run of each, and the speed-up is the median of the pairs' ratios. Time
 runs from after the imports to the finished shards. The recipe runs with the process count (1, its tokenizer on all
 cores, or 2) that was faster in a trial. It neither cleans nor deduplicates; hfkit does exact and near deduplication in
-every run but those that show what a rule costs. Without --code, the standard library's sources are the code.
+every run but those that show what a rule costs. Without --code, the standard library's sources are the code, which is
+not cleaned; without --tokenizer, one is trained on the beginning of both.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import sysconfig
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -105,16 +107,16 @@ def work(send: Any, side: str, corpus: str, tokenizer: str, folder: str, detail:
     send.send({"seconds": seconds, "cpu": sum(after[:4]) - sum(before[:4])})
 
 
-def compare(corpus: Path, tokenizer: Path, pairs: int) -> dict[str, Any]:
-    """Run both sides in turn, then the variants that show what each rule costs."""
+def compare(corpus: Path, tokenizer: Path, pairs: int, variants: Sequence[str]) -> dict[str, Any]:
+    """Run the recipe and hfkit's variants in turn."""
     size = sum(len(json.loads(line)["text"].encode()) for line in corpus.open()) / 1e6
     trial = {count: measure("recipe", corpus, tokenizer, count)["seconds"] for count in ("1", "2")}
     processes = min(trial, key=lambda count: trial[count])
     result: dict[str, Any] = {"megabytes": round(size, 1), "recipe_processes": int(processes)}
-    runs: dict[str, list[dict[str, float]]] = {"recipe": [], "cleaning off": [], "cleaning on": []}
+    runs: dict[str, list[dict[str, float]]] = {"recipe": [], **{variant: [] for variant in variants}}
     for _ in range(pairs):
         runs["recipe"].append(measure("recipe", corpus, tokenizer, processes))
-        for variant in ("cleaning off", "cleaning on"):
+        for variant in variants:
             runs[variant].append(measure("hfkit", corpus, tokenizer, variant))
     for side, figures in runs.items():
         paired = list(zip(runs["recipe"], figures, strict=True))
@@ -123,12 +125,15 @@ def compare(corpus: Path, tokenizer: Path, pairs: int) -> dict[str, Any]:
             "times_the_recipe": spread([base["seconds"] / run["seconds"] for base, run in paired]),
             "times_the_recipe_in_cpu_time": spread([base["cpu"] / run["cpu"] for base, run in paired]),
         }
-    cpu = {variant: measure("hfkit", corpus, tokenizer, variant)["cpu"] / size * 1000 for variant in list(VARIANTS)[2:]}
-    base = cpu["nothing but shards"]
-    result["cpu_ms_per_megabyte"] = {"nothing but shards": round(base, 1)} | {
-        variant.removesuffix(" only"): round(value - base, 1) for variant, value in cpu.items() if value != base
-    }
     return result
+
+
+def cost_of_rules(corpus: Path, tokenizer: Path, megabytes: float) -> dict[str, float]:
+    """Return the CPU milliseconds that a megabyte takes without any rule, and those that each rule adds."""
+    cpu = {name: measure("hfkit", corpus, tokenizer, name)["cpu"] / megabytes * 1000 for name in list(VARIANTS)[2:]}
+    base = cpu.pop("nothing but shards")
+    added = {name.removesuffix(" only"): round(value - base, 1) for name, value in cpu.items()}
+    return {"nothing but shards": round(base, 1), **added}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -136,7 +141,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(median(values), 2), "least": round(min(values), 2), "most": round(max(values), 2)}
 
 
-def write_code(path: Path, limit: int = 10_000_000) -> None:
+def write_code(path: Path, limit: int = 20_000_000) -> None:
     """Write the standard library's sources, a file a row, `limit` characters of them."""
     written = 0
     with path.open("w") as file:
@@ -163,22 +168,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prose", type=Path, required=True)
     parser.add_argument("--code", type=Path)
+    parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--pairs", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         code = options.code or Path(folder) / "code.jsonl"
         if options.code is None:
             write_code(code)
-        tokenizer = Path(folder) / "tokenizer"
-        # In a child: a tokenizer that has used threads keeps its forks from using any.
-        child = multiprocessing.get_context("fork").Process(
-            target=write_tokenizer, args=(tokenizer, [options.prose, code])
-        )
-        child.start()
-        child.join()
+        tokenizer = options.tokenizer or Path(folder) / "tokenizer"
+        if options.tokenizer is None:
+            # In a child: a tokenizer that has used threads keeps its forks from using any.
+            child = multiprocessing.get_context("fork").Process(
+                target=write_tokenizer, args=(tokenizer, [options.prose, code])
+            )
+            child.start()
+            child.join()
         result: dict[str, Any] = {"pairs": options.pairs, "load_before": round(os.getloadavg()[0], 1)}
-        for name, corpus in (("prose", options.prose), ("code", code)):
-            result[name] = compare(corpus, tokenizer, options.pairs)
+        result["prose"] = compare(options.prose, tokenizer, options.pairs, ("cleaning off", "cleaning on"))
+        result["code"] = compare(code, tokenizer, options.pairs, ("cleaning off",))
+        result["cpu_ms_per_megabyte"] = cost_of_rules(options.prose, tokenizer, result["prose"]["megabytes"])
     save_result("prepare_speed", result)
 
 

@@ -42,11 +42,9 @@ class Stopper:
     def __init__(self) -> None:
         self.requested = False
         self.deferred = False  # whether the loop looks at `requested` by itself
-        self.process = 0
 
     def install(self) -> None:
         """Catch the signals of preemption, and of a launcher that dies without passing them on."""
-        self.process = os.getpid()
         for number in SIGNALS:
             signal.signal(number, self._handle)
         _die_with_launcher()
@@ -57,9 +55,6 @@ class Stopper:
             signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a fork, such as a pool's worker, has nothing to write down: it just ends
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
         again, self.requested = self.requested, True
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -73,9 +72,9 @@ LOCAL: Words = {"executor.name": "local", "executor.tasks": 3, "executor.options
 def test_two_workers_leave_the_same_files(server: Server, settings: Words, alone: Ended, tmp_path: Path) -> None:
     ended = prepare(server, settings, tmp_path, **LOCAL)
     check_same(ended, alone)
-    assert "clean: 3 tasks by datatrove's local executor" in ended.stderr
+    assert "clean: 3 of 3 tasks by datatrove's local executor" in ended.stderr
     removed = read_audit(ended)["removed"]
-    assert min(removed[rule] for rule in ("exact_duplicates", "near_duplicates", "contaminated", "unreadable")) > 10
+    assert min(removed[rule] for rule in ("exact_duplicates", "near_duplicates", "contaminated", "unreadable")) > 5
     assert json.loads(prepare(server, settings, tmp_path).stdout)["reused"]  # without tasks: nothing is left to do
 
 
@@ -89,6 +88,8 @@ def test_bad_input_of_a_task_is_one_line(server: Server, settings: Words, tmp_pa
 def test_what_cannot_be_spread_is_refused(server: Server, settings: Words, tmp_path: Path) -> None:
     ended = prepare(server, settings, tmp_path, **LOCAL, **{"data.split_by": "characters"})
     assert ended.code == 2 and "executor.name none" in ended.stderr
+    ended = prepare(server, settings, tmp_path, **LOCAL, **{"executor.options": {"nodes": 2}})
+    assert ended.code == 2 and "error: executor.options: got an unexpected keyword argument 'nodes'" in ended.stderr
     for wrong in ({"name": "slurm"}, {"name": "local", "tasks": 0}):
         with pytest.raises(BadInput, match="executor"):
             ExecutorConfig(**wrong)  # type: ignore[arg-type]
@@ -109,11 +110,10 @@ def test_a_killed_run_goes_on_with_what_was_completed(
     killed = server.run("prepare", words, tmp_path / "run", kill)
     assert killed.code == -signal.SIGKILL
     (done,) = tmp_path.glob("cache/.parts-text-*/3-tasks/logs/clean")
-    before = {path.name: path.stat().st_mtime_ns for path in done.glob("stats/*")}
-    kept = tmp_path / "before"
-    shutil.copytree(done, kept)
-    check_same(prepare(server, settings, tmp_path, **LOCAL), alone)
-    assert before
+    completed = {path.name for path in done.glob("completions/*")}
+    ended = prepare(server, settings, tmp_path, **LOCAL)
+    check_same(ended, alone)
+    assert completed and f"clean: {3 - len(completed)} of 3 tasks" in ended.stderr
 
 
 SLURM = {
@@ -133,6 +133,7 @@ SLURM = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # seven processes are started, each of which imports everything
 def test_slurm_jobs_leave_the_same_files(
     settings: Words, alone: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

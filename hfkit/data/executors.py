@@ -1,6 +1,5 @@
 """One function in many tasks, by datatrove's executors: on this machine, under Slurm, or on a Ray cluster."""
 
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import setup_default_logger
 
-from hfkit.data.workers import die_with_parent, num_workers
+from hfkit.data.workers import map_in_order, num_workers
 from hfkit.settings import BadInput, ExecutorConfig
 
 POLL = 5.0  # seconds between looks at the tasks of a cluster
@@ -35,8 +34,6 @@ class Step(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
         """Do the share of task ``rank``; what is wrong with the input is left for who started the tasks."""
-        if multiprocessing.parent_process() is not None:
-            die_with_parent()
         try:
             self.share(rank, world_size)
         except BadInput as error:
@@ -60,8 +57,9 @@ def run_tasks(executor: ExecutorConfig, scratch: Path, name: str, share: Share, 
     logs.mkdir(parents=True, exist_ok=True)
     for left in logs.glob("error-*.txt"):
         left.unlink()
-    print(f"{name}: {tasks} tasks by datatrove's {executor.name} executor; logs in {logs}", file=sys.stderr)
     job = _build_executor(executor, Step(name, share, logs), logs, tasks)
+    waiting = f"{name}: {len(job.get_incomplete_ranks())} of {tasks} tasks"
+    print(f"{waiting} by datatrove's {executor.name} executor; logs in {logs}", file=sys.stderr)
     try:
         with (logs / "driver.log").open("a") as log, redirect_stderr(log):
             setup_default_logger()  # writes to what is stderr now, as do the tasks that are forked
@@ -75,15 +73,32 @@ def run_tasks(executor: ExecutorConfig, scratch: Path, name: str, share: Share, 
         raise BadInput(told[0] if told else f"{len(left)} tasks of the step {name} did not end well; see {logs}")
 
 
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's executor on this machine, with hfkit's worker processes.
+
+    Its own pool waits for ever for a worker that was killed, and leaves processes that hold the run's lock where the
+    run itself was (datatrove 0.10.1).
+    """
+
+    def __init__(self, pipeline: list[PipelineStep], tasks: int, logging_dir: str, workers: int | None = None) -> None:
+        super().__init__(pipeline, tasks, min(tasks, workers or num_workers()), logging_dir)
+
+    def run(self) -> None:
+        """Run the tasks that were not completed before, and write their statistics."""
+        self.save_executor_as_json()
+        for _ in map_in_order(self._run_for_rank, self.get_incomplete_ranks(), self.workers):
+            pass
+
+
 def _build_executor(executor: ExecutorConfig, step: Step, logs: Path, tasks: int) -> PipelineExecutor:
-    common: dict[str, Any] = {"pipeline": [step], "tasks": tasks, "logging_dir": str(logs)}
-    if executor.name == "local":
-        # Forks have all modules already, where the executor's own default would import them once a worker.
-        start = {"start_method": "fork"} if sys.platform == "linux" else {}
-        return LocalPipelineExecutor(**{**common, "workers": num_workers(), **start, **executor.options})
-    if executor.name == "slurm":
-        return SlurmPipelineExecutor(**{**common, "job_name": f"hfkit-{step.name}", **executor.options})
-    return RayPipelineExecutor(**{**common, **executor.options})
+    kinds = {"local": LocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
+    given = {"job_name": f"hfkit-{step.name}"} if executor.name == "slurm" else {}
+    try:
+        return kinds[executor.name](
+            **{"pipeline": [step], "tasks": tasks, "logging_dir": str(logs), **given, **executor.options}
+        )
+    except TypeError as error:
+        raise BadInput(f"executor.options: {str(error).partition(' ')[2]}") from None
 
 
 def _wait_for_slurm(job: SlurmPipelineExecutor) -> None:
