@@ -15,10 +15,10 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
     """Write a page about a prepared corpus.
 
     Args:
-        audit: The content of audit.json. Besides the figures it may hold ``sources`` (a list of flat rows),
+        audit: The content of audit.json. Besides the figures it may hold ``sources`` (a list of rows),
             ``samples`` (rule → list of ``{"where", "text"}`` that it acted on, with what it made or found),
-            ``duplicates`` (a list of ``{"kept": text, "removed": [texts]}``) and ``lengths`` (a list of
-            [label, documents], the histogram's columns in order).
+            ``duplicates`` (a list of ``{"kept": text, "removed": [texts], "size": n}``), ``passages`` (a list of
+            [passage, documents]) and ``lengths`` (a list of [label, documents], the histogram's columns in order).
         path: The page.
     """
     documents = audit.get("documents") or {}
@@ -32,28 +32,21 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
         ("Round-trip failures", tokenizer.get("round_trip_failures"), "decode(encode(text)) ≠ text"),
     ]
     lengths = [(str(label), count) for label, count in audit.get("lengths") or [] if is_number(count)]
-    removed_texts = [
-        f"<h3>{escape(rule.replace('_', ' '))}</h3>" + "".join(quote(show_sample(row)) for row in rows)
+    shown_texts = [
+        f"<h3>{escape(rule_heading(rule, audit))}</h3>" + "".join(quote(show_sample(row)) for row in rows)
         for rule, rows in (audit.get("samples") or {}).items()
         if rows
     ]
-    sources = audit.get("sources") or []
-    columns = list(sources[0]) if sources else []
     body = [
         f"<h1>Corpus audit</h1><p class='soft'>{escape(str(audit.get('key', '')))}</p>",
         "".join(f"<p>{escape(note)}</p>" for note in audit.get("notes") or []),
         cards((name, format_short(value), note) for name, value, note in figures if is_number(value)),
-        section("Removed", removed_bars(audit)),
-        section(
-            "Sources",
-            table(
-                [column.replace("_", " ") for column in columns],
-                [[row.get(column) for column in columns] for row in sources],
-            ),
-        ),
+        section("Sources", sources_table(audit.get("sources") or [])),
+        section("Removed", removed_bars(audit), rules_table(audit.get("sources") or [])),
         section("Document lengths", column_chart(lengths, "Documents by length", "length")),
         section("Tokenizer", facts_table(tokenizer)),
-        section("What each rule removed or changed", *removed_texts),
+        section("Passages shared with evaluation text", table(["passage", "documents"], audit.get("passages") or [])),
+        section("What each rule removed or changed", *shown_texts),
         section("Duplicates", *[duplicate_cluster(cluster) for cluster in audit.get("duplicates") or []]),
     ]
     write_atomic(path, page("Corpus audit · hfkit", "".join(body)))
@@ -74,6 +67,29 @@ def removed_bars(audit: dict[str, Any]) -> str:
     return bar_list(sorted(removed, key=lambda row: -row[1]), read if is_number(read) else None) if removed else ""
 
 
+def sources_table(sources: list[dict[str, Any]]) -> str:
+    """Return what each source holds."""
+    columns = [name for name, value in sources[0].items() if not isinstance(value, dict)] if sources else []
+    return table([name.replace("_", " ") for name in columns], [[row.get(name) for name in columns] for row in sources])
+
+
+def rules_table(sources: list[dict[str, Any]]) -> str:
+    """Return what each rule removed of each source: documents, and bytes."""
+    rows = [
+        (rule.replace("_", " "), source.get("name"), part["documents"], part["bytes"])
+        for source in sources
+        for rule, part in (source.get("removed_by_rule") or {}).items()
+    ]
+    return table(["rule", "source", "documents", "bytes"], sorted(rows, key=lambda row: (row[0], -row[2])))
+
+
+def rule_heading(rule: str, audit: dict[str, Any]) -> str:
+    """Return a rule's name and how many documents it removed or changed."""
+    counts = [(audit.get(kind) or {}).get(rule) for kind in ("removed", "changed")]
+    told = [f"{kind} {n:,}" for kind, n in zip(("removed", "changed"), counts, strict=True) if n]
+    return " · ".join([rule.replace("_", " "), *told])
+
+
 def show_sample(row: dict[str, Any]) -> str:
     """Return a sample as one passage: where it is from, its text, and what else is known of it."""
     known = [(name, shorten(value, PASSAGE)) for name, value in row.items() if name not in ("where", "text")]
@@ -89,6 +105,6 @@ def share_text(part: Any, whole: Any) -> str:
 def duplicate_cluster(cluster: dict[str, Any]) -> str:
     """Return one group of documents of which the first was kept."""
     removed = [shorten(text, PASSAGE) for text in cluster.get("removed") or []]
-    return quote(shorten(cluster.get("kept", ""), PASSAGE)) + fold(
-        f"{len(removed)} removed", "".join(map(quote, removed))
-    )
+    size = cluster.get("size", len(removed))
+    told = f"{size:,} removed" + (f", of which the first {len(removed)}" if size > len(removed) else "")
+    return quote(shorten(cluster.get("kept", ""), PASSAGE)) + fold(told, "".join(map(quote, removed)))

@@ -7,7 +7,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import pyarrow.parquet
 import pytest
 
 import hfkit.data.prepare as prepare
+from hfkit.data.account import EXCERPT
 from hfkit.data.prepare import prepare_data
 from hfkit.data.shards import TokenStream
 from hfkit.data.tokens import count_round_trip_failures
@@ -128,8 +132,29 @@ def test_the_audit_shows_what_each_rule_did(planted: Planted, ended: Ended) -> N
     (source,) = audit["sources"]
     assert source["documents"] == audit["documents"]["kept"] and source["tokens"] == audit["tokens"]
     assert source["epochs"] == 1.0 and 1 < source["bytes_per_token"] < 8
+    by_rule = source["removed_by_rule"]
+    assert {rule: part["documents"] for rule, part in by_rule.items()} == {
+        k: n for k, n in audit["removed"].items() if n
+    }
+    assert source["removed"] == sum(audit["removed"].values()) and by_rule["near_duplicates"]["bytes"] > 100_000
+    assert len(audit["passages"]) == 5 and all(len(passage.split()) == 13 for passage, _ in audit["passages"])
     assert audit["tokenizer"]["round_trip_failures"] == 0 and audit["tokenizer"]["vocab_size"] == 400
     assert "Corpus audit" in (ended.output_dir / "audit.html").read_text()
+
+
+def test_every_overlap_is_listed(planted: Planted, ended: Ended) -> None:
+    cache = ended.output_dir.parent / "cache"
+    (path,) = cache.glob("text-*/overlaps.parquet")
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    removed, counts = read_audit(ended)["removed"], Counter(row["rule"] for row in rows)
+    for rule in ("exact_duplicates", "near_duplicates", "contaminated"):
+        assert counts[rule] == removed[rule] > 0
+    first = {row["cluster"]: row["text"] for row in rows if row["rule"] == "kept_first"}
+    kept = {text[:EXCERPT] for text in kept_texts(cache)}
+    assert set(first.values()) <= kept and len(first) == counts["kept_first"]
+    for row in rows:
+        if row["rule"].endswith("duplicates"):
+            assert row["text"].lower().split()[:5] == first[row["cluster"]].lower().split()[:5]
 
 
 def test_special_tokens_in_text_stay_text(planted: Planted, ended: Ended) -> None:
@@ -350,6 +375,26 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(server: Server, planted: 
     assert full.code == 2 and "error: no room left on the disk" in full.stderr and "Traceback" not in full.stderr
     assert not list(cache.glob(".tmp-*")) and not list(cache.glob("text-*"))
     assert server.run("prepare", settings_of(planted, cache), tmp_path / "run").code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
+@pytest.mark.parametrize("kilobytes", [200, 2_200, 4_000])
+def test_a_small_disk_is_said_and_a_larger_one_suffices(
+    kilobytes: int, server: Server, planted: Planted, ended: Ended, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", disk]).returncode:
+        pytest.skip("may not mount")
+    try:
+        full = server.run("prepare", settings_of(planted, disk / "cache"), tmp_path / "run")
+        assert full.code == 2 and "error: no room left on the disk" in full.stderr and "Traceback" not in full.stderr
+        assert not list(disk.glob("cache/.tmp-*"))
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        assert server.run("prepare", settings_of(planted, disk / "cache"), tmp_path / "run").code == 0
+        assert hashes(disk / "cache") == hashes(ended.output_dir.parent / "cache")
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_nothing_left_is_bad_input(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_bad_input_of_a_task_is_one_line(server: Server, settings: Words, tmp_pa
 def test_what_cannot_be_spread_is_refused(server: Server, settings: Words, tmp_path: Path) -> None:
     ended = prepare(server, settings, tmp_path, **LOCAL, **{"data.split_by": "characters"})
     assert ended.code == 2 and "executor.name none" in ended.stderr
-    ended = prepare(server, settings, tmp_path, **LOCAL, **{"executor.options": {"nodes": 2}})
+    ended = prepare(server, settings, tmp_path, **{**LOCAL, "executor.options": {"nodes": 2}})
     assert ended.code == 2 and "error: executor.options: got an unexpected keyword argument 'nodes'" in ended.stderr
     for wrong in ({"name": "slurm"}, {"name": "local", "tasks": 0}):
         with pytest.raises(BadInput, match="executor"):

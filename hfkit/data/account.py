@@ -9,6 +9,7 @@ from hfkit.files import read_json, write_json
 
 SAMPLES = 5  # documents shown in the audit per rule
 EXCERPT = 400  # characters of each
+PASSAGES = 10_000  # of the evaluation text that are counted; the most frequent ones are shown
 CLUSTERS = 50  # duplicate clusters shown; all of them are in overlaps.parquet
 
 
@@ -23,6 +24,8 @@ class Account:
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     clusters: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Of the first document → what is shown of it (where it stays), of its duplicates, and how many there are."""
+    passages: Counter[str] = field(default_factory=Counter)
+    """Of the evaluation text → documents that were dropped for it."""
     lengths: Counter[int] = field(default_factory=Counter)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -30,8 +33,18 @@ class Account:
     def remove(self, rule: str, source: str, where: str, text: str, **more: str) -> None:
         """Count a document that ``rule`` dropped, and keep it as a sample if there are few."""
         self.removed[rule] += 1
-        self.sources[source][f"removed_{rule}"] += 1
+        self.sources[source].update({f"removed {rule}": 1, f"bytes {rule}": _size(text)})
         self.sample(rule, where, text, **more)
+
+    def skip(self, source: str, problem: str) -> None:
+        """Count a document that could not be read; the problem says where it is."""
+        self.read += 1
+        self.remove("unreadable", source, problem, "")
+
+    def share_passage(self, passage: str) -> None:
+        """Count a passage of evaluation text that a document holds, if it is one of the first ones."""
+        if passage in self.passages or len(self.passages) < PASSAGES:
+            self.passages[passage] += 1
 
     def change(self, rules: list[str], where: str, before: str, after: str) -> None:
         """Count a document that rules changed, and keep the place where it begins to differ as a sample."""
@@ -56,7 +69,7 @@ class Account:
     def hold_out(self, source: str, text: str, whole: bool) -> None:
         """Count text that went to the validation side; the front of a document that was cut counts as kept itself."""
         self.kept += whole
-        self.sources[source].update(validation_documents=1, validation_bytes=len(text.encode("utf-8", "replace")))
+        self.sources[source].update(validation_documents=1, validation_bytes=_size(text))
 
     def begin_cluster(self, first: int, where: str, text: str) -> None:
         """Show a document that stays while later ones are dropped as its duplicates."""
@@ -79,6 +92,7 @@ class Account:
         self.removed.update(later.removed)
         self.changed.update(later.changed)
         self.lengths.update(later.lengths)
+        self.passages.update(later.passages)
         for rule, samples in later.samples.items():
             self.samples[rule] = [*self.samples.get(rule, []), *samples][:SAMPLES]
         for first, cluster in later.clusters.items():
@@ -100,7 +114,7 @@ class Account:
         assert saved is not None, "the process that began this account saved it"
         by_number = {name: {int(key): value for key, value in saved[name].items()} for name in ("clusters", "lengths")}
         sources = {name: Counter(counts) for name, counts in saved["sources"].items()}
-        counters = {name: Counter(saved[name]) for name in ("removed", "changed")}
+        counters = {name: Counter(saved[name]) for name in ("removed", "changed", "passages")}
         by_number["lengths"] = Counter(by_number["lengths"])
         return cls(**{**saved, **counters, **by_number, "sources": sources})
 
@@ -115,6 +129,7 @@ class Account:
             "sources": [{"name": name, **_row(counts)} for name, counts in self.sources.items()],
             "samples": self.samples,
             "duplicates": [self.clusters[first] for first in sorted(self.clusters) if self.clusters[first]["kept"]],
+            "passages": [[passage, n] for passage, n in self.passages.most_common(SAMPLES)],
             "lengths": histogram,
             "notes": self.notes,
         }
@@ -138,7 +153,14 @@ def _excerpt(where: str, text: str) -> str:
     return f"{Path(where).name}: {text[:EXCERPT]}"
 
 
-def _row(counts: Counter[str]) -> dict[str, int]:
-    """The counts of one source under the same names for all."""
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _row(counts: Counter[str]) -> dict[str, Any]:
+    """The counts of one source under the same names for all, and what each rule removed of it."""
     names = ("documents", "bytes", "validation_documents", "validation_bytes")
-    return {**{name: counts[name] for name in names}, "removed": sum(counts.values()) - sum(counts[n] for n in names)}
+    rules = [name.partition(" ")[2] for name in counts if name.startswith("removed ")]
+    by_rule = {rule: {"documents": counts[f"removed {rule}"], "bytes": counts[f"bytes {rule}"]} for rule in rules}
+    removed = sum(part["documents"] for part in by_rule.values())
+    return {**{name: counts[name] for name in names}, "removed": removed, "removed_by_rule": by_rule}

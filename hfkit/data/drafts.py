@@ -4,6 +4,7 @@ On one machine a part is a source; where preparation is spread over many tasks, 
 the parts is the order of the documents, and with it decides which of two duplicates stays.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +113,7 @@ _CHUNK = 1 << 16
 def find_duplicates(folder: Path, drafts: Sequence[Draft], config: DedupConfig) -> None:
     """Write what `Duplicates` opens."""
     count = sum(draft.count() for draft in drafts)
-    exact, near, heads = (
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (max(1, count),))
-        for name, kind in _ARRAYS.items()
-    )
+    exact, near, heads = (_array_on_disk(folder / f"{name}.npy", kind, count) for name, kind in _ARRAYS.items())
     chunks = [slice(begin, min(begin + _CHUNK, count)) for begin in range(0, count, _CHUNK)]
     for chunk in chunks:
         exact[chunk] = near[chunk] = np.arange(chunk.start, chunk.stop)
@@ -137,3 +135,11 @@ def find_duplicates(folder: Path, drafts: Sequence[Draft], config: DedupConfig) 
     np.save(folder / "listed.npy", np.array(listed[:CLUSTERS], np.int64))
     for array in (exact, near, heads):
         array.flush()
+
+
+def _array_on_disk(path: Path, kind: type[np.generic], count: int) -> np.memmap:
+    array = np.lib.format.open_memmap(path, "w+", kind, (max(1, count),))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:  # a full disk is an error here; a page that cannot be written kills the process
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from hfkit.files import read_json, sync, write_json
@@ -78,7 +79,9 @@ def _build(target: Path, build: Callable[[Path], None], lock: Path, failure: Pat
         sync(target.parent)
         failure.unlink(missing_ok=True)
     except BadInput as error:
-        write_json(failure, {"message": str(error), "time": time.time()})
+        shutil.rmtree(temporary, ignore_errors=True)  # makes room for the message where the disk is full
+        with suppress(OSError):  # whoever waits then finds out for himself
+            write_json(failure, {"message": str(error), "time": time.time()})
         raise
     finally:
         stop.set()

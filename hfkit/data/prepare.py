@@ -20,7 +20,7 @@ from hfkit.data.once import build_once
 from hfkit.data.refine import refine
 from hfkit.data.shards import TokenStream, damaged_file, read_manifest, seal
 from hfkit.data.sources import Source, resolve_evaluation, resolve_sources
-from hfkit.data.texts import list_groups, read_table, read_texts, text_sizes
+from hfkit.data.texts import forget_files, list_groups, read_table, read_texts, text_sizes
 from hfkit.data.tokens import compare_with_gpt2, count_round_trip_failures, write_streams
 from hfkit.files import digest_of
 from hfkit.progress import Progress
@@ -120,7 +120,7 @@ def _text_key(config: DataConfig, sources: list[Source], evaluation: dict[str, S
     )[:16]
 
 
-def _build(folder: Path, fill: Any) -> bool:
+def _build(folder: Path, fill: Callable[[Path], None]) -> bool:
     """Build a keyed folder unless it is there and whole; a damaged file is named."""
 
     def whole(target: Path) -> bool:
@@ -131,7 +131,13 @@ def _build(folder: Path, fill: Any) -> bool:
         print(f"warning: {target}: {name} is damaged; preparing it again", file=sys.stderr)
         return False
 
-    return build_once(folder, fill, whole)
+    def work(target: Path) -> None:
+        try:
+            fill(target)
+        finally:
+            forget_files()
+
+    return build_once(folder, work, whole)
 
 
 def _build_text(

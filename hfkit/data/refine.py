@@ -109,9 +109,11 @@ def conclude(accounts: Sequence[Account]) -> dict[str, Any]:
         why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or "none was read"
         raise BadInput(f"no training text is left of {account.read} documents ({why})")
     if (overlapping := account.removed["contaminated"]) > MANY * account.read:
+        passage, documents = account.passages.most_common(1)[0]
         account.notes.append(
             f"{overlapping} of {account.read} documents hold a passage of the validation or test text and were "
-            "dropped: look at the passages, and set --data.decontaminate false if they are a frame that all share"
+            f"dropped, {documents} of them for “{passage}”: where that is a frame that all documents share, set "
+            "--data.decontaminate false"
         )
     assert account.read == account.kept + sum(account.removed.values()), "every document is kept or accounted for"
     for note in account.notes:
@@ -235,6 +237,4 @@ class Reader:
         yield piece
 
     def _skip(self, problem: str) -> None:
-        self.account.removed["unreadable"] += 1
-        self.account.read += 1
-        self.account.sample("unreadable", problem, "")
+        self.account.skip(self.draft.name, problem)

@@ -118,6 +118,11 @@ def _open_as(path: Path, *_: int) -> pyarrow.parquet.ParquetFile:
     return pyarrow.parquet.ParquetFile(path)
 
 
+def forget_files() -> None:
+    """Close the files that were read, so that those which were deleted give their space back."""
+    _open_as.cache_clear()
+
+
 def read_group(group: Group) -> list[str]:
     """Return the texts of one row group."""
     return read_table(group)["text"].to_pylist()
