@@ -56,6 +56,8 @@ class Progressed:
     best_step: int | None = None
     logged_at: float = 0.0
     """Training seconds at the last training line of metrics.jsonl."""
+    joules: float = 0.0
+    """Energy, as far as the devices report it."""
     window: Window = field(default_factory=Window)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from hfkit.energy import EnergyMeter
 from hfkit.files import write_atomic
 from hfkit.launch import current_status
 from hfkit.loop import Progressed
@@ -62,6 +63,7 @@ class Recorder:
     def training(self, max_steps: int) -> Iterator[None]:
         """Show a bar and count training seconds inside a ``with`` block."""
         self.throughput = Throughput(self.progress.seconds, self.progress.logged_at)
+        self.meter = EnergyMeter()
         with Progress(max_steps, "train", "step", self.progress.step, enabled=self.enabled) as self.bar:
             yield
         self.bar = None
@@ -93,6 +95,7 @@ class Recorder:
         self.throughput.add(figures.pop("window_tokens"))
         speed, seconds = self.throughput.read(), self.throughput.seconds
         self.progress.seconds = self.progress.logged_at = seconds
+        self.progress.joules += self.meter.read()
         line = {**figures, "tokens": self.progress.tokens, "tokens_per_second": speed, "seconds": seconds}
         if (mfu := compute_mfu(self.flops, speed, self.peak, self.accelerator.num_processes)) is not None:
             line["mfu"] = mfu
@@ -134,6 +137,7 @@ class Recorder:
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
             "train_loss": losses[-1] if losses else None,
             "skipped_steps": self.progress.skipped,
+            **({"energy_kwh": self.progress.joules / 3.6e6} if self.progress.joules else {}),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
 

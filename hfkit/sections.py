@@ -210,7 +210,7 @@ def environment_facts(passport: dict[str, Any], result: dict[str, Any]) -> dict[
         "GPUs": ", ".join(hardware.get("gpus") or []) or None,
         "processes": sessions[-1].get("num_processes"),
         "sessions": len(sessions) if len(sessions) > 1 else None,
-        "energy (kWh)": result.get("energy_kwh"),
+        "energy, as the devices report it (kWh)": result.get("energy_kwh"),
         "hfkit commit": passport.get("commit"),
         **passport.get("versions", {}),
     }

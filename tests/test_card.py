@@ -156,7 +156,7 @@ def test_sections_state_the_facts(run: Path) -> None:
         "| optimizer | adamw |",
     ):
         assert line in section(text, "Training")
-    assert "| energy (kWh) | 0.002 |" in section(text, "Environment")
+    assert "| energy, as the devices report it (kWh) | 0.002 |" in section(text, "Environment")
     assert "not trained to follow instructions" in section(text, "Limitations")
     assert "year = {2026}" in section(text, "Citation") and "title = {me/small-model}" in section(text, "Citation")
     assert "author = {me}" in section(text, "Citation")
