@@ -1,16 +1,21 @@
-"""How texts become a translation model's tokens, by language prefix or prompt, cut to a length."""
+"""How texts become a translation model's tokens and tokens texts, by language prefix or prompt, cut to a length."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from hfkit.data.pair_batches import EncodedPairs
+from hfkit.data.pairs import Pair
 from hfkit.tokenizer import special_around
+
+TARGET_FOLDER = "target_tokenizer"  # inside a model's folder, where each language has a vocabulary of its own
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How texts become tokens and tokens texts: what a model needs besides its weights to translate."""
+    """What a model needs besides its weights to translate."""
 
     tokenizer: PreTrainedTokenizerBase
     kind: str
@@ -22,6 +27,33 @@ class Codec:
     """Tokens of a source, and of a target, at most."""
     start_id: int | None = None
     """seq2seq: the decoder's first input."""
+    target_tokenizer: PreTrainedTokenizerBase | None = None
+    """seq2seq: of the target's own vocabulary; None where `tokenizer` serves both sides."""
+
+    @property
+    def writer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of translations."""
+        return self.tokenizer if self.target_tokenizer is None else self.target_tokenizer
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the tokenizers into a model's folder, whence plain transformers loads them."""
+        self.tokenizer.save_pretrained(folder)
+        if self.target_tokenizer is not None:
+            self.target_tokenizer.save_pretrained(folder / TARGET_FOLDER)
+
+    def encode_pairs(self, pairs: Sequence[Pair]) -> tuple[EncodedPairs, list[float]]:
+        """Return the tokens of pairs, and the shares of sources and of targets that were cut."""
+        sources, long_sources = self.encode_sources([pair.source for pair in pairs])
+        targets, long_targets = self.encode_targets([pair.target for pair in pairs])
+        encoded = EncodedPairs(sources, targets, int(self.tokenizer.pad_token_id), self.start_id)
+        return encoded, [long_sources, long_targets]
+
+    def encode_splits(
+        self, splits: Mapping[str, Sequence[Pair]]
+    ) -> tuple[dict[str, EncodedPairs], dict[str, list[float]]]:
+        """Return what ``encode_pairs`` does, for each split that holds pairs."""
+        encoded = {split: self.encode_pairs(pairs) for split, pairs in splits.items() if pairs}
+        return {split: tokens for split, (tokens, _) in encoded.items()}, {s: cut for s, (_, cut) in encoded.items()}
 
     def encode_sources(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
         """Return what the model reads for each text, just as a plain tokenizer call gives it, and the share cut."""
@@ -30,7 +62,7 @@ class Codec:
         full = self.tokenizer([self.prefix + text for text in texts], verbose=False)["input_ids"]
         end = len(special_around(self.tokenizer)[1])
         cut = [ids[: self.length - end] + ids[len(ids) - end :] if len(ids) > self.length else ids for ids in full]
-        return cut, sum(len(ids) > self.length for ids in full) / max(1, len(full))
+        return cut, _share_over(self.length, full)
 
     def _encode_prompts(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
         alone = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -39,8 +71,7 @@ class Codec:
             for text, ids in zip(texts, alone, strict=True)
         ]
         prompts = [self.prompt.replace("{source}", text) for text in kept]
-        share = sum(len(ids) > self.length for ids in alone) / max(1, len(alone))
-        return self.tokenizer(prompts, verbose=False)["input_ids"], share
+        return self.tokenizer(prompts, verbose=False)["input_ids"], _share_over(self.length, alone)
 
     def encode_targets(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
         """Return the tokens to predict for each text, the last one EOS, and the share cut.
@@ -50,6 +81,12 @@ class Codec:
         if self.kind == "causal":
             plain = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
             full = [[*ids, self.tokenizer.eos_token_id] for ids in plain]
+        elif self.target_tokenizer is not None:
+            full = self.target_tokenizer(list(texts), verbose=False)["input_ids"]
         else:
             full = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
-        return [ids[: self.length] for ids in full], sum(len(ids) > self.length for ids in full) / max(1, len(full))
+        return [ids[: self.length] for ids in full], _share_over(self.length, full)
+
+
+def _share_over(length: int, rows: Sequence[list[int]]) -> float:
+    return sum(len(ids) > length for ids in rows) / max(1, len(rows))

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from hfkit.codec import Codec
+from hfkit.codec import TARGET_FOLDER, Codec
 from hfkit.settings import BadInput
 from hfkit.tokenizer import open_tokenizer
 from hfkit.translation import LOADERS
@@ -60,8 +61,10 @@ def _search(model: PreTrainedModel, codec: Codec, prompts: list[list[int]]) -> l
     output = generate(
         input_ids=torch.tensor(rows, device=model.device), attention_mask=mask.to(model.device), use_cache=True
     )
-    generated: Tensor = output[:, longest:] if left else output[:, 1:]  # (rows, tokens)
-    texts = codec.tokenizer.batch_decode(generated, skip_special_tokens=True)
+    # A language token that is forced to come first is not part of the text; M2M-100's would be printed with it.
+    begin = longest if left else 1 + (model.generation_config.forced_bos_token_id is not None)
+    generated: Tensor = output[:, begin:]  # (rows, tokens)
+    texts = codec.writer.batch_decode(generated, skip_special_tokens=True)
     ends = model.generation_config.eos_token_id
     ended = torch.isin(generated, torch.tensor(ends, device=generated.device)).any(1).tolist()
     return [Translation(text.strip(), end) for text, end in zip(texts, ended, strict=True)]
@@ -75,13 +78,14 @@ def open_translator(folder: Path) -> tuple[PreTrainedModel, Codec]:
     """
     try:
         facts = getattr(AutoConfig.from_pretrained(folder), "translation", None)
-        if not isinstance(facts, dict):
-            raise BadInput(f"{folder} was not saved by the translation recipe: its config.json has no 'translation'")
-        model = LOADERS[facts["kind"]].from_pretrained(folder, dtype=torch.float32)
-    except (OSError, KeyError) as error:
+        model = LOADERS[facts["kind"]].from_pretrained(folder, dtype=torch.float32) if facts else None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"{folder} holds no model that loads ({' '.join(str(error).split())[:200]})") from None
+    if facts is None or model is None:
+        raise BadInput(f"{folder} was not saved by the translation recipe: its config.json has no 'translation'")
     tokenizer = open_tokenizer(folder)
     if facts["languages"]:
         tokenizer.src_lang, tokenizer.tgt_lang = facts["languages"]
+    target = open_tokenizer(folder / TARGET_FOLDER) if facts.get("separate") else None
     start = getattr(model.config, "decoder_start_token_id", None)
-    return model, Codec(tokenizer, facts["kind"], facts["prefix"], facts["prompt"], facts["length"], start)
+    return model, Codec(tokenizer, facts["kind"], facts["prefix"], facts["prompt"], facts["length"], start, target)

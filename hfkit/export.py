@@ -3,18 +3,25 @@
 import copy
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hfkit.checkpoint import model_tensors
 from hfkit.files import replace_folder, sync
 
 
+class Saved(Protocol):
+    """A tokenizer, or what holds several."""
+
+    def save_pretrained(self, folder: Any, /) -> Any:
+        """Write all files into a model's folder."""
+
+
 def export_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Saved,
     folder: Path,
     *,
     write: bool,
@@ -44,7 +51,7 @@ def export_model(
     for name, parameter in loaded.named_parameters():
         if not torch.equal(parameter, tensors[name].to(parameter.dtype)):
             raise RuntimeError(f"{name} did not come back from the saved model as it was")
-    for path in temporary.iterdir():
+    for path in temporary.rglob("*"):
         sync(path)
     sync(temporary)
     replace_folder(temporary, folder)
@@ -55,7 +62,7 @@ def has_weights(folder: Path) -> bool:
     return (folder / "config.json").exists() and any(folder.glob("*.safetensors"))
 
 
-def export_description(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def export_description(model: PreTrainedModel, tokenizer: Saved, folder: Path) -> None:
     """Write everything of a model folder but its weights."""
     folder.mkdir(exist_ok=True)
     config = copy.deepcopy(model.config)

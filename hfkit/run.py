@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hfkit.card import write_model_card
 from hfkit.checkpoint import restore_model, restore_optimizer, save_checkpoint, state_writers
@@ -19,7 +19,7 @@ from hfkit.compilation import checkpoint_blocks, compile_blocks
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
 from hfkit.data.catalog import describe_named
-from hfkit.export import export_description, export_model, has_weights
+from hfkit.export import Saved, export_description, export_model, has_weights
 from hfkit.facts import Facts
 from hfkit.files import digest_of, read_json, write_json
 from hfkit.launch import PushFailed, build_accelerator, current_status, stopper
@@ -100,7 +100,7 @@ class Run:
             raise BadInput(found[1])
         return found[0]
 
-    def set_up(self, module: LossModule, optim: OptimConfig, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+    def set_up(self, module: LossModule, optim: OptimConfig, plan: Plan, tokenizer: Saved) -> None:
         """Prepare module and optimizer for this launch, and load the state that ``resume`` names.
 
         Args:

@@ -586,6 +586,8 @@ class TranslationModelConfig(ModelConfig):
     """seq2seq: tiny, mini, small, base (Marian); causal: a name in `hfkit/model.py`."""
     label_smoothing: float = 0.1
     """Share of the target probability that is spread evenly over the vocabulary."""
+    vocabularies: Literal["joint", "separate"] = "joint"
+    """seq2seq from scratch: one BPE for both languages, or one for each, both of tokenizer.vocab_size tokens."""
     prompt: str = "{source}\n"
     """causal: what the model continues; {source} is the text."""
     prefix: str | None = None
@@ -598,6 +600,8 @@ class TranslationModelConfig(ModelConfig):
             raise BadInput(f"model.label_smoothing must lie in [0, 1), not {self.label_smoothing}")
         if "{source}" not in self.prompt:
             raise BadInput(f"model.prompt must hold {{source}}, where the text goes; it is {self.prompt!r}")
+        if self.vocabularies == "separate" and (self.kind == "causal" or self.path):
+            raise BadInput("model.vocabularies separate is for a seq2seq model that is built from scratch")
         if self.average_checkpoints < 0:
             raise BadInput(f"model.average_checkpoints must be at least 0, not {self.average_checkpoints}")
 

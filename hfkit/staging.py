@@ -28,6 +28,8 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")  # le
 def stage_model(into: Path, model_dir: Path, checkpoint: Path | None = None) -> None:
     """Link the files of a model that may be published; with ``checkpoint``, its weights in place of the model's."""
     link_files(model_dir, into, MODEL_FILES)
+    for folder in [path for path in model_dir.iterdir() if path.is_dir()]:  # a second tokenizer
+        link_files(folder, into / folder.name, MODEL_FILES)
     if checkpoint is not None:
         for path in [path for path in into.iterdir() if matches(path.name, WEIGHTS)]:
             path.unlink()

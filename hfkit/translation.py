@@ -1,4 +1,4 @@
-"""Translation models: built from scratch or loaded, with their language codes, and the loss of their targets.
+"""Translation models: built from scratch or loaded, with their tokenizers, and the loss of their targets.
 
 From scratch an encoder–decoder is Marian's: T5's N(0, 1) embeddings, tied to the output, hardly learn in the first
 epochs of a small run (5.2 nats per token where Marian has 3.8). A causal model continues a prompt instead.
@@ -10,7 +10,6 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-from babel import Locale, UnknownLocaleError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -22,10 +21,13 @@ from transformers import (
 )
 
 from hfkit.codec import Codec
+from hfkit.data.pairs import Pair
+from hfkit.languages import find_prefix, set_languages
 from hfkit.losses import TokenLoss
 from hfkit.model import build_causal_lm, generation_config, padded_size, set_length
 from hfkit.remote import resolve_model
-from hfkit.settings import BadInput, DecodingConfig, PairDataConfig, TranslationModelConfig
+from hfkit.settings import BadInput, DecodingConfig, PairDataConfig, TokenizerConfig, TranslationModelConfig
+from hfkit.tokenizer import add_end, load_tokenizer, train_tokenizer
 
 LOADERS = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM}
 
@@ -47,8 +49,36 @@ SEQ2SEQ_PRESETS = {
 }
 
 
+def choose_tokenizers(
+    config: TranslationModelConfig, tokenizer: TokenizerConfig, pairs: Sequence[Pair]
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+    """Return the tokenizer of both languages and None, or one for each language.
+
+    A model that exists has its own; for one built from scratch it is the one named, or trained on the pairs.
+    """
+    named = tokenizer if tokenizer.path else config
+    if config.vocabularies == "separate":
+        if named.path is not None:
+            raise BadInput(f"model.vocabularies separate trains two tokenizers; {named.path} is one: leave either out")
+        source, target = (train_tokenizer(texts, tokenizer) for texts in zip(*pairs, strict=True))
+        add_end(source)
+        add_end(target)
+        return source, target
+    if named.path is not None:
+        chosen = load_tokenizer(named.path, named.revision)
+    else:
+        chosen = train_tokenizer((text for pair in pairs for text in pair), tokenizer)
+    if config.kind == "seq2seq" and config.path is None:
+        add_end(chosen)
+    return chosen, None
+
+
 def build_codec(
-    config: TranslationModelConfig, data: PairDataConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    config: TranslationModelConfig,
+    data: PairDataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    target_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Codec:
     """Return the codec of a model, with the language codes set in its tokenizer and its generation settings.
 
@@ -60,92 +90,24 @@ def build_codec(
     facts: dict[str, Any] = {"kind": config.kind, "source_code": source, "target_code": target, "length": length}
     model.config.translation = facts
     if config.kind == "causal":
-        facts |= {"prefix": "", "prompt": config.prompt, "languages": None}
+        facts |= {"prefix": "", "prompt": config.prompt, "languages": None, "separate": False}
         codec = Codec(tokenizer, "causal", "", config.prompt, length)
         template = len(codec.encode_sources([""])[0][0]) if config.prompt != "{source}" else 0
         set_length(model.config, template + 2 * length)
         return codec
-    prefix = _find_prefix(config, tokenizer, model, source, target)
+    prefix = config.prefix if config.prefix is not None else find_prefix(tokenizer, model, source, target)
     set_length(model.config, length)
-    start = model.config.decoder_start_token_id
-    known = known_codes(tokenizer) if hasattr(tokenizer, "src_lang") else []
-    if known:
-        for code, flag in ((source, "data.source_code"), (target, "data.target_code")):
-            _check_code(code, known, flag)
-        tokenizer.src_lang, tokenizer.tgt_lang = source, target
-        start = _set_target_language(tokenizer, model)
-    facts |= {"prefix": prefix, "prompt": "", "languages": known and [source, target]}
-    return Codec(tokenizer, "seq2seq", prefix, "", length, start)
-
-
-def known_codes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return the languages of a multilingual tokenizer."""
-    if mapping := getattr(tokenizer, "lang_code_to_id", None):
-        return sorted(mapping)
-    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    return sorted(token for token in tokens if "_" in token and token[:1].isalpha())
-
-
-def _check_code(code: str, known: Sequence[str], flag: str) -> None:
-    if code not in known:
-        near = get_close_matches(code, known, n=1, cutoff=0.3)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise BadInput(f"{flag}: the model does not know the language {code!r}{hint}; it knows {', '.join(known)}")
-
-
-def _set_target_language(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
-    """Make generation begin with the target language's token; return the decoder's first input.
-
-    In most models targets begin with that token, which generation then forces; in mBART-25 it is the decoder's first
-    input, and targets end with it.
-    """
-    ids = tokenizer(text_target="a")["input_ids"]
-    language: Any = tokenizer.convert_tokens_to_ids(_language_token(tokenizer))
-    if ids[0] == language:
-        model.generation_config.forced_bos_token_id = language
-        return ids[-1] if model.config.model_type == "mbart" else model.config.decoder_start_token_id
-    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = language
-    model.generation_config.forced_bos_token_id = None
-    return language
-
-
-def _language_token(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the token of the target language; M2M-100 writes __de__ for de."""
-    code = str(tokenizer.tgt_lang)
-    return tokenizer.get_lang_token(code) if hasattr(tokenizer, "get_lang_token") else code
-
-
-def _find_prefix(
-    config: TranslationModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    source: str,
-    target: str,
-) -> str:
-    """Return what stands before every source: as given, else what such a model wants."""
-    if config.prefix is not None:
-        return config.prefix
-    marks = sorted(token[2:-2] for token in tokenizer.get_vocab() if token.startswith(">>") and token.endswith("<<"))
-    if marks:
-        _check_code(target, marks, "data.target_code")
-        return f">>{target}<< "
-    if model.config.model_type in ("t5", "mt5", "umt5"):
-        return f"translate {_english_name(source)} to {_english_name(target)}: "
-    return ""
-
-
-def _english_name(code: str) -> str:
-    try:
-        name = Locale.parse(code.replace("-", "_")).get_language_name("en")
-    except (UnknownLocaleError, ValueError):
-        name = None
-    if name is None:
-        raise BadInput(f"the language {code!r} has no known English name; give --model.prefix")
-    return name
+    start, languages = set_languages(tokenizer, model, source, target)
+    separate = target_tokenizer is not None
+    facts |= {"prefix": prefix, "prompt": "", "languages": languages, "separate": separate}
+    return Codec(tokenizer, "seq2seq", prefix, "", length, start, target_tokenizer)
 
 
 def build_translation_model(
-    config: TranslationModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+    config: TranslationModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    target_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
     """Build the model that ``config`` describes, in fp32, with weights that depend on the seed alone."""
     if config.kind == "causal":
@@ -154,14 +116,20 @@ def build_translation_model(
         return _load_seq2seq(config)
     torch.manual_seed(seed)
     model = AutoModelForSeq2SeqLM.from_config(
-        _marian_config(config, tokenizer), attn_implementation=config.attention, dtype=torch.float32
+        _marian_config(config, tokenizer, target_tokenizer),
+        attn_implementation=config.attention,
+        dtype=torch.float32,
     )
-    model.generation_config = generation_config(model.config.vocab_size, tokenizer)
+    model.generation_config = generation_config(model.config.decoder_vocab_size, target_tokenizer or tokenizer)
     model.generation_config.decoder_start_token_id = tokenizer.pad_token_id
     return model
 
 
-def _marian_config(config: TranslationModelConfig, tokenizer: PreTrainedTokenizerBase) -> MarianConfig:
+def _marian_config(
+    config: TranslationModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    target_tokenizer: PreTrainedTokenizerBase | None,
+) -> MarianConfig:
     if config.preset not in SEQ2SEQ_PRESETS:
         raise BadInput(f"model.preset {config.preset!r} does not exist for seq2seq; use {', '.join(SEQ2SEQ_PRESETS)}")
     fields: dict[str, Any] = {**SEQ2SEQ_PRESETS[config.preset], **config.config_overrides}
@@ -173,6 +141,8 @@ def _marian_config(config: TranslationModelConfig, tokenizer: PreTrainedTokenize
             raise BadInput(f"model.config_overrides: a marian configuration has no field {name!r}{hint}")
     # Scaled to the width: sqrt(2/5d) (Nguyen and Salazar, 2019, arXiv:1910.05895); embeddings are scaled by sqrt(d).
     fields = {"init_std": math.sqrt(2 / (5 * fields["d_model"])), "scale_embedding": True, **fields}
+    if target_tokenizer is not None:
+        fields |= {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": padded_size(len(target_tokenizer))}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         built = MarianConfig(
@@ -216,9 +186,8 @@ def set_decoding(model: PreTrainedModel, codec: Codec, decoding: DecodingConfig)
     own.num_beams, own.do_sample, own.early_stopping = decoding.num_beams, False, decoding.num_beams > 1
     own.length_penalty = decoding.length_penalty if decoding.num_beams > 1 else 1.0
     own.max_new_tokens, own.max_length = decoding.max_new_tokens or codec.length, None
-    tokenizer = codec.tokenizer
-    own.pad_token_id = tokenizer.pad_token_id
-    own.eos_token_id = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
+    own.pad_token_id = codec.writer.pad_token_id
+    own.eos_token_id = codec.writer.eos_token_id if own.eos_token_id is None else own.eos_token_id
 
 
 class TranslationLoss(TokenLoss):

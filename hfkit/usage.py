@@ -30,9 +30,10 @@ print(classify("A sentence to classify."))""",
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{name}"{options})
+writer = {writer}
 model = AutoModelForSeq2SeqLM.from_pretrained("{name}")
 output = model.generate(**tokenizer({text}, return_tensors="pt"))
-print(tokenizer.decode(output[0], skip_special_tokens=True))""",
+print(writer.decode(output[0], skip_special_tokens=True))""",
     "prompted translation": """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -60,7 +61,13 @@ def usage(name: str, kind: str, model: dict[str, Any]) -> str:
     if facts.get("languages"):
         source, target = facts["languages"]
         options = f', src_lang="{source}", tgt_lang="{target}"'
-    return SNIPPETS[kind].format(name=name, text=json.dumps(text, ensure_ascii=False), options=options)
+    writer = f'AutoTokenizer.from_pretrained("{name}", subfolder="target_tokenizer")'
+    return SNIPPETS[kind].format(
+        name=name,
+        text=json.dumps(text, ensure_ascii=False),
+        options=options,
+        writer=writer if facts.get("separate") else "tokenizer",
+    )
 
 
 def find_task(model: dict[str, Any]) -> str:

@@ -44,25 +44,30 @@ class TranslationConfig(RunConfig):
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
     config = parse_config_or_builtin(TranslationConfig, BUILTIN)
 
-import math
 from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hfkit.data.pair_batches import EncodedPairs, evaluation_batches, pair_batches, plan_pairs
-from hfkit.data.pairs import Pair, Pairs, load_pairs
+from hfkit.data.pair_batches import pair_batches, plan_pairs
+from hfkit.data.pairs import Pairs, load_pairs
 from hfkit.decoding import open_translator, translate
 from hfkit.facts import Facts
 from hfkit.files import digest_of
 from hfkit.launch import build_accelerator, launch
-from hfkit.loop import sum_losses
-from hfkit.metrics import score_translation, write_lines, write_predictions
 from hfkit.remote import resolve_model
 from hfkit.run import Run
-from hfkit.tokenizer import add_end, load_tokenizer, tokenizer_hash, train_tokenizer
-from hfkit.translation import LOADERS, TranslationLoss, build_codec, build_translation_model, set_decoding
+from hfkit.tokenizer import tokenizer_hash
+from hfkit.translation import (
+    LOADERS,
+    TranslationLoss,
+    build_codec,
+    build_translation_model,
+    choose_tokenizers,
+    set_decoding,
+)
+from hfkit.translation_scores import score_held_out_pairs, score_translations, write_translations
 
 
 def main(config: TranslationConfig) -> None:
@@ -70,49 +75,28 @@ def main(config: TranslationConfig) -> None:
     if config.translate is not None:
         return translate_texts(config)
     data = load_pairs(config.data)
-    tokenizer = choose_tokenizer(config, data.train)
-    run = Run(config, describe(config, data, tokenizer), select="eval_loss")
+    tokenizer, target_tokenizer = choose_tokenizers(config.model, config.tokenizer, data.train)
+    run = Run(config, describe(config, data, tokenizer, target_tokenizer), select="eval_loss")
 
-    model = build_translation_model(config.model, tokenizer, config.seed)
-    codec = build_codec(config.model, config.data, tokenizer, model)
+    model = build_translation_model(config.model, tokenizer, config.seed, target_tokenizer)
+    codec = build_codec(config.model, config.data, tokenizer, model, target_tokenizer)
     set_decoding(model, codec, config.decoding)
-    cut: dict[str, list[float]] = {}
-
-    def encode(split: str, pairs: list[Pair]) -> EncodedPairs:
-        sources, long_sources = codec.encode_sources([pair.source for pair in pairs])
-        targets, long_targets = codec.encode_targets([pair.target for pair in pairs])
-        cut[split] = [long_sources, long_targets]
-        return EncodedPairs(sources, targets, int(tokenizer.pad_token_id), codec.start_id)
-
-    encoded = {split: encode(split, pairs) for split, pairs in data.splits.items() if pairs}
-    run.say(f"Training pairs: {len(data.train)}; removed: {data.removed}.")
-    for split, (source, target) in cut.items():
-        run.say(
-            f"Cut at {config.data.sequence_length} tokens: {source:.1%} of {split} sources, {target:.1%} of targets."
-        )
+    encoded, cut = codec.encode_splits(data.splits)
+    tell(run, data, cut, config.data.sequence_length)
 
     plan, batches = plan_pairs(config.train, encoded["train"].lengths, config.seed, run.rank, run.world_size)
-    run.set_up(TranslationLoss(model, config.model.label_smoothing), config.optim, plan, tokenizer)
+    run.set_up(TranslationLoss(model, config.model.label_smoothing), config.optim, plan, codec)
 
     def validate(module: nn.Module) -> dict[str, float]:
-        held_out = encoded.get("validation", encoded["train"])
-        nats, targets = sum_losses(run.accelerator, module, evaluation_batches(held_out, 32, run.rank, run.world_size))
-        return {"eval_loss": nats / targets, "perplexity": math.exp(min(700.0, nats / targets))}
+        return score_held_out_pairs(run.accelerator, module, encoded.get("validation", encoded["train"]))
 
     def test(module: nn.Module) -> dict[str, Any]:
         split = "test" if data.test else "validation"
-        pairs = data.splits[split]
-        model = run.accelerator.unwrap_model(module).finished_model()
+        pairs, model = data.splits[split], run.accelerator.unwrap_model(module).finished_model()
         found = translate(run.accelerator, model, codec, [pair.source for pair in pairs], config.decoding.batch_size)
-        texts = [translation.text for translation in found]
         if run.is_main:
-            write_translations(run.output_dir, pairs, texts)
-        return {
-            "evaluated_on": split,
-            **score_translation(texts, [pair.target for pair in pairs], str(config.data.target_code)),
-            "exact_match": sum(text == pair.target for text, pair in zip(texts, pairs, strict=True)) / len(pairs),
-            "ended_share": sum(translation.ended for translation in found) / len(pairs),
-        }
+            write_translations(run.output_dir, pairs, found)
+        return {"evaluated_on": split, **score_translations(pairs, found, str(config.data.target_code))}
 
     run.train(pair_batches(encoded["train"], batches, plan.split), validate)
     run.choose_best(validate, config.model.average_checkpoints)
@@ -120,48 +104,40 @@ def main(config: TranslationConfig) -> None:
     run.finish(test, extra=extra, loader=LOADERS[config.model.kind])
 
 
-def choose_tokenizer(config: TranslationConfig, pairs: list[Pair]) -> PreTrainedTokenizerBase:
-    """Return the model's own tokenizer; for one built from scratch the one named, or one trained on both languages."""
-    named = config.tokenizer if config.tokenizer.path else config.model
-    if named.path:
-        tokenizer = load_tokenizer(named.path, named.revision)
-    else:
-        tokenizer = train_tokenizer((text for pair in pairs for text in pair), config.tokenizer)
-    if config.model.kind == "seq2seq" and config.model.path is None:
-        add_end(tokenizer)
-    return tokenizer
+def tell(run: Run, data: Pairs, cut: dict[str, list[float]], length: int) -> None:
+    """Print what became of the pairs."""
+    run.say(f"Training pairs: {len(data.train)}; removed: {data.removed}.")
+    for split, (sources, targets) in cut.items():
+        run.say(f"Cut at {length} tokens: {sources:.1%} of {split} sources, {targets:.1%} of targets.")
 
 
-def describe(config: TranslationConfig, data: Pairs, tokenizer: PreTrainedTokenizerBase) -> Facts:
+def describe(
+    config: TranslationConfig,
+    data: Pairs,
+    tokenizer: PreTrainedTokenizerBase,
+    target_tokenizer: PreTrainedTokenizerBase | None,
+) -> Facts:
     """Return what this run is: compared at resume, and written into its passport."""
     splits = {split: {"pairs": len(pairs), "sha256": digest_of(pairs)} for split, pairs in data.splits.items()}
     key = digest_of(splits)[:16]
-    names = ("kind", "label_smoothing", "prompt", "prefix")
+    names = ("kind", "label_smoothing", "vocabularies", "prompt", "prefix")
     identity = {f"model.{name}": getattr(config.model, name) for name in names}
     identity |= {f"data.{name}": getattr(config.data, name) for name in ("source_code", "target_code")}
-    hashed = tokenizer_hash(tokenizer)
     facts = {"key": key, "splits": splits, "removed": data.removed}
-    return Facts(key, hashed, identity, facts, {"sha256": hashed, "vocab_size": len(tokenizer)})
-
-
-def write_translations(folder: Path, pairs: list[Pair], texts: list[str]) -> None:
-    """Write predictions.jsonl, and files for the sacrebleu command: `sacrebleu test.ref -i test.hyp`."""
-    columns = {"src": [pair.source for pair in pairs], "ref": [pair.target for pair in pairs], "hyp": texts}
-    for name, lines in columns.items():
-        write_lines(folder / f"test.{name}", lines)
-    rows = zip(*columns.values(), strict=True)
-    write_predictions(
-        folder / "predictions.jsonl", [{"source": s, "reference": r, "hypothesis": h} for s, r, h in rows]
-    )
+    tokenizers = [each for each in (tokenizer, target_tokenizer) if each is not None]
+    hashed = tokenizer_hash(tokenizer) if len(tokenizers) == 1 else digest_of([tokenizer_hash(t) for t in tokenizers])
+    sizes = dict(zip(("vocab_size", "target_vocab_size"), map(len, tokenizers), strict=False))
+    return Facts(key, hashed, identity, facts, {"sha256": hashed, **sizes})
 
 
 def translate_texts(config: TranslationConfig) -> None:
     """Print the translation of each text, one a line."""
+    texts = [line.rstrip("\n") for line in sys.stdin] if config.translate == "-" else [str(config.translate)]
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise BadInput(f"translate: text {number} is empty")
     folder = resolve_model(config.model.path or config.output_dir / "model", config.model.revision)
     model, codec = open_translator(folder)
-    texts = [line.rstrip("\n") for line in sys.stdin] if config.translate == "-" else [str(config.translate)]
-    if not all(text.strip() for text in texts) or not texts:
-        raise BadInput("translate: the text is empty")
     accelerator = build_accelerator(config.train)
     found = translate(accelerator, model.to(accelerator.device), codec, texts, config.decoding.batch_size)
     for translation in found if accelerator.is_main_process else []:

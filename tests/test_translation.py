@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,25 +13,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    M2M100Config,
-    MarianConfig,
-    MBart50Tokenizer,
-    MBartConfig,
-    MBartTokenizer,
-    NllbTokenizer,
-    PreTrainedTokenizerBase,
-    T5Config,
 )
 
 from hfkit.codec import Codec
 from hfkit.data.pair_batches import EncodedPairs, evaluation_batches, pair_batches, plan_pairs
 from hfkit.data.pairs import Pair, load_pairs
-from hfkit.decoding import open_translator, translate
-from hfkit.loop import sum_losses
-from hfkit.model import generation_config
+from hfkit.decoding import Translation, open_translator, translate
+from hfkit.launch import build_accelerator
+from hfkit.loop import sum_losses, train_step
 from hfkit.settings import (
     BadInput,
     DecodingConfig,
@@ -40,35 +31,14 @@ from hfkit.settings import (
     TrainConfig,
     TranslationModelConfig,
 )
-from hfkit.tokenizer import add_end, train_tokenizer
 from hfkit.translation import TranslationLoss, build_codec, build_translation_model, set_decoding
+from hfkit.usage import SENTENCE, find_task, usage
 from processes import run_in_processes
+from translators import LLAMA, MARIAN, PAIRS, make_tokenizer, save_pretrained
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 
-SMALL = ("one", "two", "three", "four", "five"), ("eins", "zwei", "drei", "vier", "fünf")
-LARGE = ("six", "seven", "eight", "nine"), ("sechs", "sieben", "acht", "neun")
-PAIRS = [
-    Pair(f"{a} {b} dogs", f"{c} {d} Hunde") for a, c in zip(*SMALL, strict=True) for b, d in zip(*LARGE, strict=True)
-]
-
-
-def marian(width: int) -> dict[str, int]:
-    sizes = {"layers": 1, "attention_heads": 2, "ffn_dim": 2 * width}
-    return {"d_model": width} | {f"{side}_{k}": v for side in ("encoder", "decoder") for k, v in sizes.items()}
-
-
-MARIAN, SIZES = marian(32), marian(16)
-LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
-LLAMA |= {"num_attention_heads": 2, "num_key_value_heads": 2}
 SHAPES = {"seq2seq": MARIAN, "causal": LLAMA}
-
-
-def make_tokenizer(kind: str) -> PreTrainedTokenizerBase:
-    tokenizer = train_tokenizer([text for pair in PAIRS for text in pair], TokenizerConfig(vocab_size=320))
-    if kind == "seq2seq":
-        add_end(tokenizer)
-    return tokenizer
 
 
 def build(kind: str) -> tuple[Any, Codec]:
@@ -86,31 +56,31 @@ def encode(codec: Codec, pairs: list[Pair]) -> EncodedPairs:
     return EncodedPairs(sources, targets, int(codec.tokenizer.pad_token_id), codec.start_id)
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_gradients_do_not_depend_on_the_split(kind: str) -> None:
+def moved(kind: str, micro: int) -> torch.Tensor:
+    """Return how far one step of plain gradient descent moves this process's weights: minus the gradient."""
     model, codec = build(kind)
     pairs = encode(codec, [*PAIRS[:7], Pair("one", "eins")])
+    accelerator = build_accelerator(TrainConfig(precision="fp32"))
+    module = TranslationLoss(model, label_smoothing=0.1)
+    prepared, optimizer = accelerator.prepare(module, torch.optim.SGD(module.parameters(), lr=1.0))
+    config = TrainConfig(max_steps=2, global_batch_size=8, micro_batch_size=micro)
+    plan, batches = plan_pairs(config, pairs.lengths, 0, accelerator.process_index, accelerator.num_processes)
+    parameters = list(prepared.parameters())
+    before = torch.cat([p.detach().flatten() for p in parameters])
+    step = pair_batches(pairs, batches, plan.split)(1)
+    train_step(accelerator, prepared, optimizer, step, number=1, seed=0, max_grad_norm=0.0, parameters=parameters)
+    return torch.cat([p.detach().flatten() for p in parameters]) - before
 
-    def gradient(micro: int, world: int) -> torch.Tensor:
-        module = TranslationLoss(model, label_smoothing=0.1).train()
-        module.zero_grad()
-        for rank in range(world):
-            plan, batches = plan_pairs(
-                TrainConfig(max_steps=2, global_batch_size=8, micro_batch_size=micro),
-                pairs.lengths,
-                0,
-                rank,
-                world,
-            )
-            step = pair_batches(pairs, batches, plan.split)(1)
-            for batch in step.micro_batches:
-                loss, _ = module(**batch)
-                (loss / step.targets).backward()
-        return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
-    whole = gradient(8, 1)
-    for micro, world in ((1, 1), (2, 1), (4, 1), (4, 2), (1, 2), (2, 2)):
-        torch.testing.assert_close(gradient(micro, world), whole, atol=1e-6, rtol=1e-4)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_gradients_do_not_depend_on_the_split(kind: str) -> None:
+    whole = moved(kind, 8)
+    assert whole.abs().max() > 0.01
+    for micro in (1, 2, 4):
+        torch.testing.assert_close(moved(kind, micro), whole, atol=1e-6, rtol=1e-4)
+    for micro in (1, 4):
+        for of_rank in run_in_processes(2, lambda micro=micro: moved(kind, micro).numpy()):
+            torch.testing.assert_close(torch.from_numpy(of_rank), whole, atol=1e-6, rtol=1e-4)
 
 
 def test_loss_is_transformers_own() -> None:
@@ -168,54 +138,109 @@ def test_cut_targets_do_not_teach_to_stop() -> None:
     assert targets[1][-1] == end
 
 
-def run_recipe(folder: Path, kind: str, **fields: Any) -> Path:
-    """Overfit 20 pairs with the recipe; return its folder."""
-    path = folder / "pairs.jsonl"
-    path.write_text("".join(json.dumps({"translation": {"en": s, "de": t}}) + "\n" for s, t in PAIRS[:20]))
-    (folder / "more.jsonl").write_text(json.dumps({"translation": {"en": "ten", "de": "zehn"}}) + "\n")
+def write_rows(path: Path, pairs: list[Pair]) -> str:
+    path.write_text("".join(json.dumps({"translation": {"en": s, "de": t}}) + "\n" for s, t in pairs))
+    return str(path)
+
+
+def run_recipe(folder: Path, model: TranslationModelConfig, steps: int, **codes: str) -> Path:
+    """Train on 20 pairs with the recipe; return its folder."""
     recipe: Any = importlib.import_module("translation")
-    recipe.main(
-        recipe.TranslationConfig(
-            data=PairDataConfig(
-                train_files=str(path), validation_files=str(folder / "more.jsonl"), sequence_length=24, **fields
-            ),
-            tokenizer=TokenizerConfig(vocab_size=320),
-            model=TranslationModelConfig(kind=kind, config_overrides=SHAPES[kind], label_smoothing=0.1),
-            optim=OptimConfig(learning_rate=1e-2, schedule="linear", weight_decay=0.0),
-            train=TrainConfig(max_steps=60, global_batch_size=20, micro_batch_size=20, eval_every=0, save_every=0),
-            decoding=DecodingConfig(num_beams=2),
-            output_dir=folder,
-            resume="never",
-        )
+    data = PairDataConfig(
+        train_files=write_rows(folder / "pairs.jsonl", PAIRS),
+        validation_files=write_rows(folder / "more.jsonl", [Pair("ten", "zehn")]),
+        sequence_length=24,
+        **codes,
     )
+    config = recipe.TranslationConfig(
+        data=data,
+        tokenizer=TokenizerConfig(vocab_size=320),
+        model=model,
+        optim=OptimConfig(learning_rate=1e-2, schedule="linear", weight_decay=0.0),
+        train=TrainConfig(max_steps=steps, global_batch_size=20, micro_batch_size=20, eval_every=0, save_every=0),
+        decoding=DecodingConfig(num_beams=2),
+        output_dir=folder,
+        resume="never",
+    )
+    recipe.main(config)
     return folder
 
 
-@pytest.fixture(scope="module", params=SHAPES)
-def overfitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_recipe(tmp_path_factory.mktemp(request.param), request.param)
+OVERFITTED = {
+    "seq2seq": TranslationModelConfig(config_overrides=MARIAN),
+    "separate": TranslationModelConfig(config_overrides=MARIAN, vocabularies="separate"),
+    "causal": TranslationModelConfig(kind="causal", config_overrides=LLAMA),
+}
 
 
-def test_overfitted_pairs_are_translated_and_end(overfitted: Path) -> None:
-    model, codec = open_translator(overfitted / "model")
-    found = translate(Accelerator(cpu=True), model, codec, [pair.source for pair in PAIRS], batch_size=8)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs of every kind, and one that goes on with a multilingual model."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in (*OVERFITTED, "nllb", "pretrained")}
+    for name, model in OVERFITTED.items():
+        run_recipe(folders[name], model, steps=60)
+    save_pretrained("nllb", folders["pretrained"])
+    model = TranslationModelConfig(path=str(folders["pretrained"]))
+    run_recipe(folders["nllb"], model, steps=2, source_code="eng_Latn", target_code="deu_Latn")
+    return folders
+
+
+def translations(folder: Path) -> list[Translation]:
+    model, codec = open_translator(folder / "model")
+    return translate(Accelerator(cpu=True), model, codec, [pair.source for pair in PAIRS], batch_size=8)
+
+
+@pytest.mark.parametrize("name", OVERFITTED)
+def test_overfitted_pairs_are_translated_and_end(runs: dict[str, Path], name: str) -> None:
+    found = translations(runs[name])
     assert [translation.ended for translation in found] == [True] * 20
     assert [translation.text for translation in found] == [pair.target for pair in PAIRS]
 
 
-def test_plain_transformers_gives_the_same_translation(overfitted: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(overfitted / "model")
-    auto = AutoModelForSeq2SeqLM if "seq2seq" in str(overfitted) else AutoModelForCausalLM
-    model = auto.from_pretrained(overfitted / "model")
-    prompt = PAIRS[3].source + ("" if "seq2seq" in str(overfitted) else "\n")
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    output = model.generate(**inputs)[0]
-    if "causal" in str(overfitted):
-        output = output[inputs["input_ids"].shape[1] :]
-    assert tokenizer.decode(output, skip_special_tokens=True) == PAIRS[3].target
+PLAIN = """
+import json, sys
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+texts, folders = json.loads(sys.argv[1])
+for name, folder in folders.items():
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    written = AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer") if name == "separate" else tokenizer
+    model = (AutoModelForCausalLM if name == "causal" else AutoModelForSeq2SeqLM).from_pretrained(folder)
+    found = []
+    for text in texts:
+        inputs = tokenizer(text + "\\n" * (name == "causal"), return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(**inputs)[0, inputs["input_ids"].shape[1] if name == "causal" else 0 :]
+        found.append(written.decode(output, skip_special_tokens=True).strip())
+    print(json.dumps([name, found]))
+assert not any(module.startswith("hfkit") for module in sys.modules)
+"""
 
 
-def test_files_score_as_the_result_says(overfitted: Path) -> None:
+def test_plain_transformers_in_a_fresh_process_gives_the_same_translations(runs: dict[str, Path]) -> None:
+    folders = {name: str(runs[name] / "model") for name in (*OVERFITTED, "nllb")}
+    given = json.dumps([[pair.source for pair in PAIRS[::4]], folders])
+    said = subprocess.run(
+        [sys.executable, "-c", PLAIN, given],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = dict(json.loads(line) for line in said.stdout.splitlines())
+    for name in folders:
+        assert found[name] == [translation.text for translation in translations(runs[name])[::4]], name
+
+
+@pytest.mark.parametrize("name", [*OVERFITTED, "nllb"])
+def test_what_the_card_shows_translates(runs: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = runs[name] / "model"
+    config = json.loads((model / "config.json").read_text())
+    exec(usage(str(model), find_task(config), config).replace(SENTENCE, PAIRS[3].source), {})
+    assert capsys.readouterr().out.strip() == translations(runs[name])[3].text
+
+
+def test_files_score_as_the_result_says(runs: dict[str, Path]) -> None:
+    overfitted = runs["seq2seq"]
     result = json.loads((overfitted / "result.json").read_text())
     assert result["examples"] == 1 and result["evaluated_on"] == "validation"
     assert json.loads((overfitted / "predictions.jsonl").read_text())["reference"] == "zehn"
@@ -226,39 +251,6 @@ def test_files_score_as_the_result_says(overfitted: Path) -> None:
     scores = {answer["name"]: answer["score"] for answer in json.loads(said.stdout)}
     assert scores["BLEU"] == pytest.approx(result["bleu"], abs=1e-6)
     assert scores["chrF2++"] == pytest.approx(result["chrf"], abs=1e-6)
-
-
-WORDS = [("▁", -2.0), *((letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz:")]
-
-
-def save_pretrained(name: str, folder: Path) -> None:
-    """Save a tiny random model of a family with its own kind of tokenizer."""
-    if name in ("mbart", "mbart50"):
-        specials = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-        tokenizer: Any = (MBartTokenizer if name == "mbart" else MBart50Tokenizer)(vocab=specials + WORDS)
-        config: Any = MBartConfig(vocab_size=len(tokenizer), **SIZES)
-    elif name == "nllb":
-        vocabulary = {
-            token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *(w for w, _ in WORDS)])
-        }
-        tokenizer = NllbTokenizer(vocab=vocabulary, merges=[])
-        config = M2M100Config(vocab_size=len(tokenizer), decoder_start_token_id=2, **SIZES)
-    else:
-        tokenizer = make_tokenizer("seq2seq")
-        if name == "marian":
-            tokenizer.add_special_tokens({"extra_special_tokens": [">>de<<", ">>fr<<"]})
-        ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-        ids["decoder_start_token_id"] = tokenizer.pad_token_id
-        if name == "t5":
-            config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, **ids)
-        else:
-            config = MarianConfig(vocab_size=len(tokenizer), forced_eos_token_id=None, **ids, **SIZES)
-    model = AutoModelForSeq2SeqLM.from_config(config)
-    if name in ("t5", "marian"):
-        model.generation_config = generation_config(config.vocab_size, tokenizer)
-        model.generation_config.decoder_start_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def load(folder: Path, source: str, target: str) -> tuple[Any, Codec]:
@@ -273,6 +265,8 @@ FAMILIES = {
     "mbart": ("en_XX", "de_DE"),
     "mbart50": ("en_XX", "de_DE"),
     "nllb": ("eng_Latn", "deu_Latn"),
+    "m2m100": ("en", "de"),
+    "opus": ("en", "de"),
     "marian": ("en", "de"),
     "t5": ("en", "de"),
 }
@@ -296,11 +290,12 @@ def test_pretrained_families_learn_and_generate_with_their_codes(name: str, tmp_
     assert (loss / count).item() == pytest.approx(judged.item(), abs=1e-5)  # the decoder begins as in transformers
     set_decoding(model, codec, DecodingConfig(num_beams=1, max_new_tokens=4))
     output = model.generate(**tokenizer(codec.prefix + "a dog", return_tensors="pt", return_token_type_ids=False))[0]
-    language = {"mbart": "de_DE", "mbart50": "de_DE", "nllb": "deu_Latn"}.get(name)
+    language = {"mbart": "de_DE", "mbart50": "de_DE", "nllb": "deu_Latn", "m2m100": "__de__"}.get(name)
     if language:
         first = output[0] if name == "mbart" else output[1]  # mBART-25 starts with the language itself
         assert tokenizer.convert_ids_to_tokens(int(first)) == language
-    assert codec.prefix == {"marian": ">>de<< ", "t5": "translate English to German: "}.get(name, "")
+        assert language not in translate(Accelerator(cpu=True), model, codec, ["a dog"], 1)[0].text
+    assert codec.prefix == {"marian": ">>de<< ", "opus": ">>de<< ", "t5": "translate English to German: "}.get(name, "")
 
 
 @pytest.mark.parametrize(
@@ -308,6 +303,7 @@ def test_pretrained_families_learn_and_generate_with_their_codes(name: str, tmp_
     [
         ("nllb", "de", r"data.target_code: the model does not know the language 'de'.*it knows .*deu_Latn"),
         ("mbart50", "deu", r"does not know the language 'deu' \(did you mean 'de_DE'\?\); it knows .*cs_CZ"),
+        ("m2m100", "xx", r"data.target_code: the model does not know the language 'xx'.*; it knows af, am, .*zu"),
         ("marian", "es", r"data.target_code: the model does not know the language 'es'.*; it knows de, fr"),
     ],
 )

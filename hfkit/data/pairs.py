@@ -82,6 +82,8 @@ def load_pairs(config: PairDataConfig) -> Pairs:
         border = find_border(shares, config.validation_share)
         validation = [pair for pair, share in zip(train, shares, strict=True) if share <= border]
         train = [pair for pair, share in zip(train, shares, strict=True) if share > border]
+    if not validation and not test:
+        raise BadInput("there is nothing to score: give --data.validation_files or a --data.validation_share above 0")
     for split, pairs in (("validation", validation), ("test", test)):
         for number, pair in enumerate(pairs, 1):
             if not pair.source.strip() or not pair.target.strip():
