@@ -78,9 +78,10 @@ def complete(
         prompts: Ids, generated from as one batch.
     """
     longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), _filler(tokenizer))
+    ids = torch.empty(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
+        ids[row] = prompt[0]  # nobody reads the left end, but a repetition penalty counts what stands there
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     output = _generate(model, tokenizer, ids, mask, settings, seed)

@@ -80,6 +80,14 @@ def end_turns_at(model: PreTrainedModel, end_id: int) -> None:
     config.eos_token_id = [end_id, *(token for token in ends if token not in (None, end_id))]
 
 
+def answer_by_default(model: PreTrainedModel, settings: GenerationSettings) -> None:
+    """Make ``generate`` draw as ``settings`` say where it is not told otherwise; a server then heeds a temperature."""
+    if settings.temperature > 0:
+        own = model.generation_config
+        own.do_sample, own.temperature = True, settings.temperature
+        own.top_k, own.top_p, own.min_p = settings.top_k, settings.top_p, settings.min_p or None
+
+
 def ended_share(answers: Sequence[Completion]) -> float:
     """Return the share of answers that came to an end by themselves."""
     return sum(completion.finish in ("end", "stop") for completion in answers) / len(answers)

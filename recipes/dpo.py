@@ -43,7 +43,7 @@ class DpoConfig(RunConfig):
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_steps=100, global_batch_size=8, eval_every=50))
     """Steps, batch sizes (in pairs), evaluation, checkpoints."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    """How answers are drawn."""
+    """How answers are drawn, here and by default wherever `model/` is loaded."""
     output_dir: Path = Path("runs/dpo")
     """Checkpoints, figures, report and the final model."""
 
@@ -68,7 +68,7 @@ from hfkit.files import digest_of
 from hfkit.launch import launch
 from hfkit.model import build_causal_lm, set_length
 from hfkit.preference import PreferenceLoss, PreferencePairs, score_preferences
-from hfkit.replies import answer, end_turns_at
+from hfkit.replies import answer, answer_by_default, end_turns_at
 from hfkit.run import Run
 from hfkit.tokenizer import tokenizer_hash
 
@@ -94,6 +94,7 @@ def main(config: DpoConfig) -> None:
 
     model = build_causal_lm(config.model, tokenizer, config.seed)
     end_turns_at(model, chat.end_id)
+    answer_by_default(model, config.generation)
     set_length(model.config, length)
     attach_adapter(model, config.adapter)  # before the reference speaks: quantised weights are its weights too
     for part in (pairs, held_out):

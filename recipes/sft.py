@@ -46,7 +46,7 @@ class SftConfig(RunConfig):
     label_smoothing: float = 0.0
     """Share of each target's probability that is spread over the vocabulary while training."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    """How answers are drawn."""
+    """How answers are drawn, here and by default wherever `model/` is loaded."""
     output_dir: Path = Path("runs/sft")
     """Checkpoints, figures, report and the final model."""
 
@@ -71,7 +71,7 @@ from hfkit.facts import Facts
 from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
-from hfkit.replies import answer, end_turns_at, ended_share, questions, score_replies
+from hfkit.replies import answer, answer_by_default, end_turns_at, ended_share, questions, score_replies
 from hfkit.run import Run
 from hfkit.tokenizer import tokenizer_hash
 
@@ -94,6 +94,7 @@ def main(config: SftConfig) -> None:
     length = config.data.sequence_length
     model = build_causal_lm(config.model, tokenizer, config.seed)
     end_turns_at(model, chat.end_id)
+    answer_by_default(model, config.generation)
     set_length(model.config, length)
     check_isolation(model)
     attach_adapter(model, config.adapter)

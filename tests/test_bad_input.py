@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from runs import Ended, Server, Words, shared_server, tiny_run, write_corpus
 
@@ -254,3 +256,42 @@ def test_more_vocabulary_than_the_corpus_supports_continues_and_says_so(server: 
     size = json.loads((tmp_path / "run" / "audit.json").read_text())["tokenizer"]["vocab_size"]
     assert 262 <= size < 400
     assert f"The corpus supports {size} tokens; tokenizer.vocab_size asked for 5000." in ended.stderr
+
+
+GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+UNMARKED = "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([("assistant", "Hello"), ("user", "Hi")], ("starts with the assistant",)),
+        ([("user", "Hi"), ("assistant", " ")], ("messages[1]: the assistant's content is empty",)),
+        ([("user", ""), ("assistant", "Hello")], ("messages[0]: the user's content is empty",)),
+        ([("user", "Hi"), ("robot", "Hello")], ("messages[1]: unknown role 'robot'", "system, user, assistant")),
+        ([("user", "Hi")], ("the assistant says nothing",)),
+    ],
+)
+def test_conversations_that_teach_nothing(
+    server: Server, tmp_path: Path, messages: list[tuple[str, str]], words: tuple[str, ...]
+) -> None:
+    bad = {"messages": [{"role": role, "content": content} for role, content in messages]}
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (GOOD, bad)))
+    ended = server.run("sft", {"data.train_files": str(tmp_path / "chats.jsonl")}, tmp_path / "run")
+    assert_refused(ended, "chats.jsonl:2: ", *words)
+    assert_nothing_written(tmp_path / "run")
+
+
+def test_chat_templates_that_cannot_teach(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text(json.dumps(GOOD) + "\n")
+    (tmp_path / "plain.jinja").write_text(UNMARKED)
+    data = {"data.train_files": str(tmp_path / "chats.jsonl"), "data.validation_share": 0, "tokenizer.vocab_size": 300}
+    ended = server.run("sft", data | {"data.chat_template": str(tmp_path / "plain.jinja")}, tmp_path / "a")
+    assert_refused(ended, "does not mark what the assistant says", "{% generation %}", "--data.chat_template")
+    assert_nothing_written(tmp_path / "a")
+
+    words = Tokenizer(models.WordLevel({"Hi": 0, "?": 1}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="?").save_pretrained(tmp_path / "tokenizer")
+    ended = server.run("sft", data | {"tokenizer.path": str(tmp_path / "tokenizer")}, tmp_path / "b")
+    assert_refused(ended, "no chat template, nor our chat tokens", "--data.chat_template")
+    assert_nothing_written(tmp_path / "b")

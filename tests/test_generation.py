@@ -1,5 +1,6 @@
 """Generation against plain ``model.generate``: the same tokens in batches, as a stream, and cut at stop strings."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -8,7 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hfkit.generation import TextStreamer, complete, continue_prompts, encode_prompts, stream
 from hfkit.model import generation_config
@@ -62,6 +70,25 @@ def test_greedy_equals_plain_generate_alone_and_in_a_batch(model, tokenizer) -> 
     assert [completion.text for completion in complete(model, tokenizer, encoded, GREEDY, 0)] == expected
     assert [complete(model, tokenizer, [ids], GREEDY, 0)[0].text for ids in encoded] == expected
     assert continue_prompts(model, tokenizer, PROMPTS, GREEDY, 5) == expected
+
+
+def test_a_batch_gives_each_prompts_own_text_without_a_pad_token_too(tokenizer) -> None:  # type: ignore[no-untyped-def]
+    # GPT-2 has learned positions and no pad token: where EOS stands in for it, a repetition penalty must not see it.
+    torch.manual_seed(0)
+    shape = GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3, eos_token_id=0
+    )
+    model, foreign = GPT2LMHeadModel(shape).eval(), copy.deepcopy(tokenizer)
+    foreign.pad_token = None
+    prompts = encode_prompts(foreign, PROMPTS)
+    for penalty in (1.0, 3.0):
+        settings = replace(GREEDY, repetition_penalty=penalty)
+        alone = [complete(model, foreign, [prompt], settings, 0)[0] for prompt in prompts]
+        assert complete(model, foreign, prompts, settings, 0) == alone
+    with torch.no_grad():  # EOS is always next, unless a penalty on what filled the row up spoils it
+        model.transformer.wte.weight[0] += 10 * model.transformer.ln_f.bias.normal_()
+    settings = replace(GREEDY, repetition_penalty=30.0)
+    assert {each.finish for each in complete(model, foreign, prompts, settings, 0)} == {"end"}
 
 
 @pytest.mark.parametrize(

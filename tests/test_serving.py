@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from hfkit.chat import ChatFormat
 from hfkit.generation import complete
 from hfkit.model import generation_config
-from hfkit.replies import end_turns_at
+from hfkit.replies import answer_by_default, end_turns_at
 from hfkit.settings import GenerationSettings, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
 from runs import wait_for
@@ -55,6 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = LlamaForCausalLM(shape)
     model.generation_config = generation_config(len(tokenizer), tokenizer)
     end_turns_at(model, ChatFormat(tokenizer).end_id)
+    answer_by_default(model, GenerationSettings())
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
@@ -102,6 +103,8 @@ def test_an_openai_client_gets_the_answer_of_hfkit(folder: Path, server: str) ->
     assert whole.choices[0].message.content.rstrip(unfinished) == text and text
     pieces = [chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(**asked, stream=True)]
     assert "".join(pieces).rstrip(unfinished) == text and len(pieces) > 2
+    hot = [client.chat.completions.create(**asked | {"temperature": 2, "seed": seed}) for seed in (1, 2)]
+    assert hot[0].choices[0].message.content != hot[1].choices[0].message.content
 
 
 def test_onnx_gives_the_logits_for_other_shapes_too(folder: Path, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_saved_model_ends_turns_and_carries_the_template(finished: Path) -> None
     model = AutoModelForCausalLM.from_pretrained(finished / "model")
     ends = [tokenizer.convert_tokens_to_ids(END_OF_TURN), tokenizer.eos_token_id]
     assert model.generation_config.eos_token_id == ends
+    assert (model.generation_config.do_sample, model.generation_config.temperature) == (True, 0.8)  # as it was drawn
     assert "{% generation %}" in tokenizer.chat_template
 
 
