@@ -177,8 +177,8 @@ def limitations(task: str, config: dict[str, Any], language: Any, chat: bool) ->
     return "\n".join(f"- {line}" for line in lines)
 
 
-def citation(name: str, passport: dict[str, Any]) -> str:
-    """Return a BibTeX entry made of the run's own facts."""
+def citation(name: str, passport: dict[str, Any], kind: str = "") -> str:
+    """Return a BibTeX entry made of the run's own facts; ``kind`` stands before the name in an address of the Hub."""
     started = str((passport.get("sessions") or [{}])[0].get("started", ""))
     version = passport.get("versions", {}).get("hfkit")
     owner, slash, _ = name.partition("/")
@@ -186,7 +186,7 @@ def citation(name: str, passport: dict[str, Any]) -> str:
         "title": name,
         "author": owner if slash else None,
         "year": started[:4] if re.match(r"\d{4}", started) else None,
-        "url": f"https://huggingface.co/{name}" if slash else None,
+        "url": f"https://huggingface.co/{kind}{name}" if slash else None,
         "note": f"Made with hfkit {version}" if version else "Made with hfkit",
     }
     key = re.sub(r"[^A-Za-z0-9]+", "-", name)

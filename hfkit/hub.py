@@ -122,10 +122,13 @@ def is_replaced(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name, form) and name.count("/") == form.count("/") for form in REPLACED)
 
 
-def download_checkpoint(config: HubConfig, root: Path) -> Path:
+def download_checkpoint(config: HubConfig, root: Path, after: int = -1) -> Path:
     """Fetch the newest whole checkpoint of `hub.repo_id`, or that of `hub.revision`, into ``root``; return its folder.
 
     A checkpoint that does not match its manifest is fetched once more, then named, and the one before it is taken.
+
+    Args:
+        after: Step that is here already: only later ones are wanted.
 
     Raises:
         BadInput: if the repository holds none.
@@ -138,7 +141,8 @@ def download_checkpoint(config: HubConfig, root: Path) -> Path:
         names = [config.revision]
     else:
         branches = [branch.name for branch in call(lambda: api.list_repo_refs(repo_id)).branches]
-        names = sorted((name for name in branches if re.fullmatch(r"step-\d{8,}", name)), reverse=True)
+        steps = {int(name[5:]): name for name in branches if re.fullmatch(r"step-\d{8,}", name)}
+        names = [steps[step] for step in sorted(steps, reverse=True) if step > after]
     for name in names:
         if found := _download_step(repo_id, name, root):
             return found

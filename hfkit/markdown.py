@@ -97,4 +97,4 @@ def fact_tables(facts: dict[str, Any]) -> str:
         if len(lines) > LONGEST_LIST:
             lines[LONGEST_LIST:] = [[f"and {len(lines) - LONGEST_LIST} more", *[""] * (len(columns) - 1)]]
         tables.append(rows_table([column.replace("_", " ") for column in columns], lines))
-    return "\n".join([*tables, table(flatten(rest))])
+    return "\n".join(part for part in (*tables, table(flatten(rest))) if part)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from hfkit.data.batches import Plan
 from hfkit.files import recover_folder
 from hfkit.hub import download_checkpoint
 from hfkit.remote import HubError
-from hfkit.settings import BadInput, OptimConfig
+from hfkit.settings import BadInput, HubConfig, OptimConfig
 
 Found = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its manifest
 STATE = (
@@ -55,19 +56,28 @@ def choose_checkpoint(config: Any, output_dir: Path) -> Found | None:
         recover_folder(output_dir / "model")
         return find_checkpoint(checkpoints)
     if resume == "hub":
-        # What is here already goes first: a run that was preempted twice has both.
-        if found := find_checkpoint(checkpoints):
-            return found
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        try:
-            folder = download_checkpoint(config.hub, checkpoints)
-        except HubError as error:
-            raise BadInput(f"resume: {error}") from error
-        return folder, read_checkpoint(folder)
+        return _newest_of_both(config.hub, checkpoints)
     try:
         return Path(resume), read_checkpoint(Path(resume))
     except BadInput as error:
         raise BadInput(f"resume: {error}; give auto, never, hub, or the path of a checkpoint") from None
+
+
+def _newest_of_both(hub: HubConfig, checkpoints: Path) -> Found:
+    """Return the newest whole checkpoint, here or on the Hub: a run that moved between machines may have both."""
+    found = find_checkpoint(checkpoints)
+    if found is not None and hub.revision is not None:  # it began from there; stopped since, it goes on
+        return found
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    try:
+        folder = download_checkpoint(hub, checkpoints, after=-1 if found is None else int(found[1]["step"]))
+        return folder, read_checkpoint(folder)
+    except (BadInput, HubError) as error:
+        if found is None:
+            raise BadInput(f"resume: {error}") from error
+        if isinstance(error, HubError):
+            print(f"warning: {error}; going on from what is here", file=sys.stderr)
+        return found
 
 
 def move_aside(output_dir: Path) -> None:

@@ -116,7 +116,9 @@ def data_section(data: dict[str, Any], audit: dict[str, Any]) -> str:
     hashes = dict(known.pop("provenance", {}))
     known.pop("label_names", None)  # they are part of the architecture
     known["sources"] = [
-        {**source, "content hash": hashes.pop(source["name"], None)} for source in known.pop("sources", [])
+        {name: value for name, value in source.items() if not isinstance(value, dict)}
+        | {"content hash": hashes.pop(source["name"], None)}
+        for source in known.pop("sources", [])
     ]
     known["content hash"] = hashes
     tables = fact_tables({ONE_OF.get(name, name): value for name, value in known.items() if value})

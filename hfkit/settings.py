@@ -486,13 +486,14 @@ class HubConfig(RepositoryConfig):
     """Publishing a run's model, and its checkpoints while it trains."""
 
     push_every: int | None = None
-    """Optimizer steps between pushes, each saved first and then also a branch `step-…`; null: only at the end."""
+    """Optimizer steps between pushes, each saved first and then also a branch `step-…`; null: only at the end. Training
+    does not wait: where the network is slower, the newest checkpoint takes the place of the one that waits."""
     include_samples: bool = False
     """Publish samples.jsonl and predictions.jsonl too, which may quote the data."""
     include_checkpoints: bool = False
     """Put the training state into each `step-…` branch, so that `--resume hub` continues on another machine."""
     revision: str | None = None
-    """Branch that `--resume hub` continues from, such as step-00001000; null is the newest whole one."""
+    """Branch that `--resume hub` begins from, such as step-00001000; null is the newest whole one, there or here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -38,7 +38,7 @@ def healthy_hub(module_hub: LocalHub) -> Iterator[LocalHub]:
 @pytest.fixture(scope="module", name="environment")
 def signed_in_environment(module_hub: LocalHub, home: Path) -> dict[str, str]:
     """Variables that lead a fresh process to the Hub, signed in."""
-    places = {"HOME": str(home), "HF_HOME": str(home / "huggingface")}
+    places = {"HOME": str(home), "HF_HOME": str(home / "huggingface"), "HF_DATASETS_OFFLINE": "0"}
     return {**os.environ, **module_hub.environment(), **places}
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hfkit.card import render_model_card, write_model_card
-from hfkit.dataset_card import write_dataset_card
+from hfkit.dataset_card import rules_in_force, write_dataset_card
 from hfkit.files import write_json
 from hfkit.publisher import publish_run
 from hfkit.remote import check_access
@@ -220,7 +220,20 @@ def test_dataset_card(run: Path) -> None:
     text = write_dataset_card(run, "me/corpus")
     data = DatasetCard(text).data.to_dict()
     assert (data["pretty_name"], data["license"], data["tags"]) == ("corpus", "mit", ["hfkit"])
+    assert data["size_categories"] == ["1K<n<10K"]
     assert "A corpus of 1,200 documents" in text and "| train | 1,100 |" in text
+    assert 'load_dataset("me/corpus")' in section(text, "Use")
+    assert "url = {https://huggingface.co/datasets/me/corpus}" in section(text, "Citation")
+    assert "personal data were neither searched for nor removed" in section(text, "Limitations")
+
+
+def test_rules_of_a_dataset_card() -> None:
+    clean = {"enabled": True, "nfc": True, "whitespace": False, "min_characters": 20, "max_digit_share": 1.0}
+    data = {"clean": clean, "dedup": {"exact": True, "threshold": 0.8}, "decontaminate": False}
+    shown = {"clean.nfc": True, "clean.min characters": 20, "dedup.exact": True, "dedup.threshold": 0.8}
+    assert rules_in_force(data) == shown
+    off = {**data, "clean": {**clean, "enabled": False}}
+    assert rules_in_force(off) == {"dedup.exact": True, "dedup.threshold": 0.8}
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -21,6 +22,7 @@ from hfkit.hub import OtherWriter, download_checkpoint, push_folder
 from hfkit.model import load_causal_lm
 from hfkit.publisher import publish_run
 from hfkit.remote import HubError, check_access, resolve_model
+from hfkit.resume import choose_checkpoint
 from hfkit.settings import BadInput, HubConfig, ModelConfig
 from hub_runs import (  # noqa: F401
     REPO,
@@ -297,6 +299,29 @@ def test_no_checkpoint_to_resume_from(hub: LocalHub, run: Path, tmp_path: Path) 
         download_checkpoint(HubConfig(repo_id=REPO), tmp_path / "new")
     with pytest.raises(BadInput, match=r"needs --hub\.repo_id"):
         download_checkpoint(HubConfig(), tmp_path / "new")
+
+
+def test_resuming_takes_the_newest_of_both(
+    hub: LocalHub, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish_run(all_config(), run)
+    config = SimpleNamespace(resume="hub", hub=all_config())
+
+    def chosen(here: int | None, **changed: Any) -> int:
+        output_dir = tmp_path / f"{here}-{len(changed)}-{len(hub.faults)}"
+        if here is not None:
+            shutil.copytree(run / f"checkpoints/step-{here:08d}", output_dir / f"checkpoints/step-{here:08d}")
+        found = choose_checkpoint(SimpleNamespace(resume="hub", hub=all_config(**changed)), output_dir)
+        assert found is not None and found[0] == output_dir / "checkpoints" / f"step-{found[1]['step']:08d}"
+        return int(found[1]["step"])
+
+    assert [chosen(None), chosen(1), chosen(3)] == [3, 3, 3]
+    assert [chosen(None, revision="step-00000001"), chosen(2, revision="step-00000001")] == [1, 2]
+    hub.fail("refs", 503, times=None)
+    assert chosen(2) == 2
+    assert "HTTP 503: injected; going on from what is here" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="resume: HTTP 503"):
+        choose_checkpoint(config, tmp_path / "empty")
 
 
 # resolve_model

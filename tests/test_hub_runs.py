@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -227,7 +228,9 @@ def test_a_bad_token_is_bad_input_before_anything_is_done(hub: LocalHub, server:
     assert not (home / "unused").exists()
 
 
-def test_prepared_text_becomes_a_data_set(hub: LocalHub, server: Server, home: Path, tmp_path: Path) -> None:
+def test_prepared_text_becomes_a_data_set(
+    hub: LocalHub, server: Server, home: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
     words: Words = {"data.train_files": str(home / "corpus.jsonl"), "data.cache_dir": str(home / "cache")}
     words |= {"tokenizer.vocab_size": 300, "hub.repo_id": "me/corpus", "hub.license": "mit"}
     hub.fail("commit", 503, times=None)
@@ -244,6 +247,10 @@ def test_prepared_text_becomes_a_data_set(hub: LocalHub, server: Server, home: P
     assert not [name for name, content in files.items() if b"secret-home" in content or WRITE.encode() in content]
     data = DatasetCard(files["README.md"].decode()).data
     assert (data.license, data.pretty_name) == ("mit", "corpus")
+    (snippet,) = re.findall(r"```python\n(.*?)```", files["README.md"].decode(), re.DOTALL)
+    command = [sys.executable, "-c", snippet + '\nprint(*corpus, corpus["validation"].column_names)']
+    used = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert used.stdout.endswith("train validation ['text']\n"), used.stderr
     texts = {json.loads(line)["text"] for line in (home / "corpus.jsonl").read_text().splitlines()}
     rows = {}
     for split in ("train-0", "validation"):
