@@ -116,7 +116,9 @@ def find_checkpoint(root: Path, quiet: bool = False) -> tuple[Path, dict[str, An
 
 def list_checkpoints(root: Path) -> list[Path]:
     """Return the folders that look like checkpoints, oldest first."""
-    return sorted(path for path in root.glob("step-*") if path.name[5:].isdigit())
+    return sorted(
+        (path for path in root.glob("step-*") if path.name[5:].isdigit()), key=lambda path: int(path.name[5:])
+    )
 
 
 def set_aside(folder: Path) -> None:

@@ -38,6 +38,8 @@ def parse_config(config_class: type[Config], args: list[str] | None = None) -> C
         config_class: A dataclass, possibly holding other dataclasses; its docstrings become ``--help``.
         args: Command-line words; ``None`` reads ``sys.argv``.
     """
+    if sys.platform == "win32":  # no flock, no signals of schedulers
+        fail("hfkit runs on Linux and macOS; on Windows, use it inside WSL")
     words = sys.argv[1:] if args is None else args
     try:
         hints = field_hints(config_class)

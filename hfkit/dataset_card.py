@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCardData, HfApi
 
 from hfkit.card import citation, dataset_ids, read_facts
 from hfkit.files import read_json, write_atomic, write_json
-from hfkit.hub import push_folder
+from hfkit.hub import TEXT_FILES, push_folder
 from hfkit.markdown import flatten, render_card, table
 from hfkit.passport import public_passport
 from hfkit.remote import HubError, call
@@ -114,7 +114,7 @@ def publish_corpus(config: RepositoryConfig, output_dir: Path, text: Path) -> bo
     repo_id, staging = config.repo_id, output_dir / f".push-{uuid.uuid4().hex[:8]}"
     try:
         staging.mkdir()
-        for path in sorted(text.glob("*.parquet")):
+        for path in sorted(path for form in TEXT_FILES for path in text.glob(form)):
             copy_text(path, staging / path.name)
         write_atomic(staging / "README.md", write_dataset_card(output_dir, repo_id))
         write_json(staging / "passport.json", public_passport(read_json(output_dir / "passport.json") or {}))

@@ -22,11 +22,12 @@ from hfkit.remote import HubError, call, find_status, git_digest
 from hfkit.settings import BadInput, HubConfig
 
 STATE_FOLDER = "checkpoint"  # of a step's branch; holds the training state beside the model
+TEXT_FILES = ("train-*.parquet", "validation.parquet", "test.parquet")  # of a prepared corpus
 # An earlier push may have left these; kept, they could be loaded in place of the new ones. All other files stay.
 REPLACED = (
     "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "generation_config.json", "samples.jsonl", "predictions.jsonl",
-    "train-*.parquet", "validation.parquet", "test.parquet", f"{STATE_FOLDER}/*",
+    *TEXT_FILES, f"{STATE_FOLDER}/*",
 )  # fmt: skip
 
 

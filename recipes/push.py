@@ -12,7 +12,6 @@ from pathlib import Path
 
 from hfkit.config import fail, parse_config
 from hfkit.settings import BadInput, HubConfig
-from hfkit.status import PUSH_FAILED
 
 
 @dataclass
@@ -46,6 +45,7 @@ def main() -> int:
         fail("--hub.repo_id is missing; give it as name/model")
 
     from hfkit.remote import HubError, check_access
+    from hfkit.status import PUSH_FAILED
 
     try:
         check_access(replace(config.hub, required=True))

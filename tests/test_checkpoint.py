@@ -26,6 +26,7 @@ from hfkit.checkpoint import (
     restore_optimizer,
     save_checkpoint,
     state_writers,
+    step_folder,
 )
 from hfkit.files import digest_of
 from hfkit.settings import BadInput
@@ -137,6 +138,13 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == [3, 6, 7]
     save(tmp_path, 8, 9, keep=1)  # the newest one and the one before it, at least
     assert steps(tmp_path) == [8, 9]
+
+
+def test_order_is_that_of_the_steps(tmp_path: Path) -> None:
+    names = [step_folder(step) for step in (9, 99_999_999, 100_000_000)]  # the last has a digit more
+    for name in names[::-1]:
+        (tmp_path / name).mkdir()
+    assert [path.name for path in list_checkpoints(tmp_path)] == names
 
 
 def test_a_damaged_checkpoint_counts_for_nothing(tmp_path: Path) -> None:

@@ -238,3 +238,10 @@ def test_answers_come_without_heavy_imports(words: str) -> None:
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     assert done.stdout.endswith("heavy imports: []\n"), done.stderr
     print(f"{words}: {seconds:.2f} s of CPU time")
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(SystemExit) as ended:
+        parse_config(Recipe, [])
+    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
