@@ -20,7 +20,6 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from datasets import load_dataset
@@ -29,7 +28,7 @@ from transformers import AutoTokenizer
 from hfkit.data.prepare import prepare_data
 from hfkit.settings import CleanConfig, DataConfig, DedupConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
-from results import save_result
+from results import save_result, spread
 
 BLOCK = 1024  # tokens a row
 VOCABULARY = 16384
@@ -134,11 +133,6 @@ def cost_of_rules(corpus: Path, tokenizer: Path, megabytes: float) -> dict[str, 
     base = cpu.pop("nothing but shards")
     added = {name.removesuffix(" only"): round(value - base, 1) for name, value in cpu.items()}
     return {"nothing but shards": round(base, 1), **added}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Return median, smallest and largest."""
-    return {"median": round(median(values), 2), "least": round(min(values), 2), "most": round(max(values), 2)}
 
 
 def write_code(path: Path, limit: int = 20_000_000) -> None:

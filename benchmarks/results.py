@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from hfkit.files import write_json
@@ -19,3 +20,8 @@ def save_result(name: str, figures: dict[str, Any]) -> Path:
     date = time.strftime("%Y-%m-%d", time.gmtime())
     write_json(path, {"date": date, **figures, "hardware": find_hardware(), "versions": find_versions()})
     return path
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Return median, smallest and largest."""
+    return {"median": round(median(values), 2), "least": round(min(values), 2), "most": round(max(values), 2)}
