@@ -19,9 +19,9 @@ test: .venv/installed-test
 campaign: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
 
-# Every script that measures hfkit; each writes into benchmarks/results/.
+# What needs nothing but hfkit; each script of benchmarks/ says how the others run, and all write into results/ there.
 bench: .venv/installed-test
-	for script in overhead prepare_speed; do $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in train_speed loss_memory startup; do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

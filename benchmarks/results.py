@@ -12,11 +12,11 @@ from hfkit.passport import find_hardware, find_versions
 FOLDER = Path(__file__).parent / "results"
 
 
-def save_result(name: str, figures: dict[str, Any]) -> Path:
+def save_result(name: str, figures: dict[str, Any], folder: Path = FOLDER) -> Path:
     """Print the figures and write them beside those of earlier runs."""
     print(json.dumps(figures, indent=2))
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     date = time.strftime("%Y-%m-%d", time.gmtime())
     write_json(path, {"date": date, **figures, "hardware": find_hardware(), "versions": find_versions()})
     return path

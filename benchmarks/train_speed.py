@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pairs import alternate, summarise
@@ -50,8 +51,9 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS))
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps of a segment")
+    parser.add_argument("--output", type=Path, default=FOLDER)
     options = parser.parse_args()
-    path = FOLDER / "train_speed.json"
+    path = options.output / "train_speed.json"
     result: dict[str, Any] = {}
     if path.exists():
         earlier = json.loads(path.read_text("utf-8"))
@@ -62,7 +64,7 @@ def main() -> None:
         load = round(os.getloadavg()[0], 1)
         figures = summarise(alternate(sides, options.pairs, steps), steps)
         result[name] = {"pairs": options.pairs, "steps": steps, "load_before": load, **figures}
-        save_result("train_speed", result)
+        save_result("train_speed", result, options.output)
 
 
 if __name__ == "__main__":
