@@ -6,7 +6,7 @@ AdamW settings, clipping and precision, and log every ten steps.
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -221,4 +221,15 @@ def run_trainer(task: Task, tick: Tick) -> None:
         Trainer(task.build_model(), settings, train_dataset=Rows(task), callbacks=[StepEnd()]).train()
 
 
-PEERS = {"hfkit": run_hfkit, "trainer": run_trainer, "accelerate": run_accelerate, "bare": run_bare}
+def run_eager_trainer(task: Task, tick: Tick) -> None:
+    """The Trainer without compile, beside sides that have it."""
+    run_trainer(replace(task, compiled=False), tick)
+
+
+PEERS = {
+    "hfkit": run_hfkit,
+    "trainer": run_trainer,
+    "trainer-eager": run_eager_trainer,
+    "accelerate": run_accelerate,
+    "bare": run_bare,
+}

@@ -16,7 +16,14 @@ from typing import Any
 
 from hfkit.chat import ChatFormat
 from hfkit.data.builtin_chat import builtin_conversations
-from hfkit.data.conversations import PackedChat, chat_tokenizer, load_conversations, load_texts, read_conversations
+from hfkit.data.conversations import (
+    PackedChat,
+    Texts,
+    chat_tokenizer,
+    load_conversations,
+    load_texts,
+    read_conversations,
+)
 from hfkit.settings import ChatDataConfig, ModelConfig, TokenizerConfig
 from pairs import Tick, alternate, summarise
 from peers import FOREVER, OPTIM
@@ -42,7 +49,6 @@ def load(source: Source) -> tuple[Any, list[Any], Any]:
 def run_hfkit(source: Source, tick: Tick) -> None:
     """Packed rows through hfkit's loop."""
     from hfkit.data.batches import Split
-    from hfkit.data.texts import Texts
     from hfkit.launch import build_accelerator, tune_process
     from hfkit.loop import Hooks, Loop, Progressed, Rhythm
     from hfkit.losses import CausalLMLoss

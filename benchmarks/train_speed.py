@@ -48,7 +48,7 @@ def main() -> None:
     """Measure the tasks asked for and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="small,small-compiled,tiny")
-    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--peers", default="hfkit,trainer,accelerate,bare", help=f"of {', '.join(PEERS)}")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, help="steps of a segment")
     parser.add_argument("--output", type=Path, default=FOLDER)

@@ -121,6 +121,10 @@ def chunked_cross_entropy(
     """
     if torch.is_autocast_enabled(hidden.device.type):
         hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    if not hidden.is_cuda and not torch.compiler.is_compiling():  # a GPU's host would have to wait for the count
+        counted = targets != IGNORE_INDEX
+        if not counted.all():  # prompts and padding: no products for them
+            hidden, targets = hidden[counted], targets[counted]
     return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, smoothing, torch.is_grad_enabled(), score)
 
 
