@@ -225,6 +225,9 @@ def test_every_body_gets_a_head_that_padding_leaves_alone(
             for p in group["params"]}  # fmt: skip
     head = {name for name, parameter in model.named_parameters() if id(parameter) in fast}
     assert head and not any(name.startswith(model.base_model_prefix) for name in head)
+    groups = build_optimizer(ClassificationLoss(model), OptimConfig(name="muon")).param_groups
+    muon = {id(parameter) for group in groups if group["muon"] for parameter in group["params"]}
+    assert muon and id(getattr(model, "score", getattr(model, "classifier", None)).weight) not in muon
 
 
 def test_encoders_get_a_head_and_must_bring_their_body(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
