@@ -37,7 +37,8 @@ def attend(
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None) -> Tensor:
     # Autocast narrows what SDPA is given, but knows nothing of this function; rotated queries may be wider than values.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    flex = _compiled_flex_attention() if query.is_cuda else flex_attention  # uncompiled it holds (rows, heads, T, T)
+    alone = query.is_cuda and not torch.compiler.is_compiling()  # uncompiled it would hold (rows, heads, T, T)
+    flex = _compiled_flex_attention() if alone else flex_attention
     grouped = query.shape[1] != key.shape[1]
     return flex(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped).transpose(1, 2).contiguous()
 

@@ -75,7 +75,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight if with_gradients else weight[:0], dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
         factor = hidden.new_full((), upstream, dtype=torch.float32)
-        rows_at_once = max(1, (CUDA_CHUNK if hidden.is_cuda else CHUNK) // len(weight))
+        rows_at_once = max(1, CHUNK // len(weight))
+        if hidden.is_cuda:
+            rows_at_once = max(128, CUDA_CHUNK // len(weight) // 128 * 128)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows_at_once):
                 rows = hidden[start : start + rows_at_once]

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.attention.flex_attention import BlockMask
 
+import hfkit.losses
+from hfkit.attention import block_mask
 from hfkit.compilation import checkpoint_blocks, compile_blocks
 from hfkit.losses import CausalLMLoss
 from tiny import tiny_model
@@ -56,6 +59,25 @@ def test_one_graph_without_a_mask_serves_every_block(family: str, graphs: list[G
     assert torch.allclose(loss, expected, rtol=1e-6)
     for parameter, gradient in zip(module.parameters(), gradients, strict=True):
         assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_one_graph_serves_packed_rows_wherever_their_documents_begin(
+    graphs: list[GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block mask of a GPU; uncompiled, it has no backward pass on a CPU."""
+
+    def blocks(position_ids: Tensor, attention: str) -> BlockMask:
+        return block_mask((position_ids == 0).cumsum(-1), compiled=False)
+
+    module = CausalLMLoss(tiny_model()).train()
+    starts = [torch.tensor([[*range(first), *range(16 - first)]]).expand(2, -1) for first in (5, 9, 12)]
+    with torch.no_grad():
+        expected = [module(IDS, TARGETS, positions)[0] for positions in starts]
+        monkeypatch.setattr(hfkit.losses, "isolation_mask", blocks)
+        compile_blocks(module)
+        losses = [module(IDS, TARGETS, positions)[0] for positions in starts]
+    assert torch.allclose(torch.stack(losses), torch.stack(expected), rtol=1e-6)
+    assert len(graphs) == 2, "one block, and the loss's rows"
 
 
 def test_evaluation_and_other_shapes_compile_nothing(graphs: list[GraphModule]) -> None:

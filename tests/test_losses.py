@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MarianConfig, MarianM
 
 import hfkit.losses
 from hfkit.data.shards import IGNORE_INDEX
-from hfkit.losses import CausalLMLoss, chunked_cross_entropy, has_plain_head
+from hfkit.losses import CausalLMLoss, chunked_cross_entropy, has_plain_head, score_rows
 from tiny import tiny_model, tiny_tokenizer
 
 ROWS, WIDTH, VOCABULARY = 37, 12, 50
@@ -37,6 +38,18 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.
     return functional.cross_entropy(
         hidden @ weight.T, targets, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
     )
+
+
+def test_rows_without_a_target_cost_no_products() -> None:
+    hidden, weight, targets = draw()
+    seen: list[int] = []
+
+    def score(logits: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        seen.append(len(logits))
+        return score_rows(logits, *rest)
+
+    chunked_cross_entropy(hidden, weight, targets, score=score)
+    assert sum(seen) == (targets != IGNORE_INDEX).sum() < ROWS
 
 
 @pytest.mark.parametrize(("scale", "smoothing"), [(1.0, 0.0), (0.37, 0.0), (0.37, 0.1)])
