@@ -58,52 +58,56 @@ def push_folder(
         OtherWriter: if the head is not ``parent``, and not what is to be pushed either.
         HubError: if it failed for good.
     """
-    api = HfApi()
-    local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-
-    def find_head() -> str:
-        return str(api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha)
-
-    def push() -> str:
-        head = find_head()
-        entries = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
-        remote = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-        changed = [name for name, path in local.items() if name not in remote or not is_same(path, remote[name])]
-        stale = [name for name in remote if name not in local and is_replaced(name)]
-        if not changed and not stale:
-            return head
-        if head != parent:
-            raise OtherWriter(f"somebody else changed {revision} of {repo_id} ({head[:8]}); nothing was overwritten")
-        additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=local[name]) for name in changed]
-        for addition in additions:
-            if addition.path_in_repo.endswith(".safetensors"):
-                # One by one: the client's thread pool would keep the process from ending while the Hub hangs.
-                api.preupload_lfs_files(
-                    repo_id, [addition], revision=revision, repo_type=repo_type, num_threads=1, free_memory=False
-                )
-        made = api.create_commit(
-            repo_id,
-            [*additions, *(CommitOperationDelete(path_in_repo=name) for name in stale)],
-            commit_message=message,
-            revision=revision,
-            repo_type=repo_type,
-            parent_commit=head,
-            num_threads=1,
-        )
-        return str(made.oid)
-
+    where = {"revision": revision, "repo_type": repo_type}
     if revision != "main":
+        api = HfApi()
         call(
             lambda: api.create_branch(repo_id, branch=revision, revision=start, repo_type=repo_type, exist_ok=True),
             stopped,
         )
-    parent = parent or call(find_head, stopped)
+    expected = parent or call(lambda: find_head(repo_id, **where), stopped)
     try:
-        return call(push, stopped)
+        return call(lambda: _push_once(folder, repo_id, message, expected, **where), stopped)
     except HubError as error:
         if find_status(error) == 412:
             raise OtherWriter(f"somebody else is changing {revision} of {repo_id}; nothing was overwritten") from error
         raise
+
+
+def find_head(repo_id: str, revision: str, repo_type: str) -> str:
+    """Return the id of the commit that a branch is at."""
+    return str(HfApi().repo_info(repo_id, revision=revision, repo_type=repo_type).sha)
+
+
+def _push_once(folder: Path, repo_id: str, message: str, parent: str, revision: str, repo_type: str) -> str:
+    """Commit what differs between a branch and ``folder``, if anything does; return the id of the head then."""
+    api, head = HfApi(), find_head(repo_id, revision, repo_type)
+    local = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    entries = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
+    remote = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    changed = [name for name, path in local.items() if name not in remote or not is_same(path, remote[name])]
+    stale = [name for name in remote if name not in local and is_replaced(name)]
+    if not changed and not stale:  # also after a commit whose reply was lost
+        return head
+    if head != parent:
+        raise OtherWriter(f"somebody else changed {revision} of {repo_id} ({head[:8]}); nothing was overwritten")
+    additions = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=local[name]) for name in changed]
+    for addition in additions:
+        if addition.path_in_repo.endswith(".safetensors"):
+            # One by one: the client's thread pool would keep the process from ending while the Hub hangs.
+            api.preupload_lfs_files(
+                repo_id, [addition], revision=revision, repo_type=repo_type, num_threads=1, free_memory=False
+            )
+    made = api.create_commit(
+        repo_id,
+        [*additions, *(CommitOperationDelete(path_in_repo=name) for name in stale)],
+        commit_message=message,
+        revision=revision,
+        repo_type=repo_type,
+        parent_commit=head,
+        num_threads=1,
+    )
+    return str(made.oid)
 
 
 def is_same(path: Path, remote: RepoFile) -> bool:

@@ -43,9 +43,9 @@ def measured() -> None:
             file.write(json.dumps(figures) + "\n")
 
     def submit_and_note(self: Publisher, model_dir: Path, step: int, checkpoint: Path) -> None:
-        begun = time.monotonic()
+        begun, worked = time.monotonic(), time.thread_time()
         submit(self, model_dir, step, checkpoint)
-        note(self.output_dir, handed_over=time.monotonic() - begun)
+        note(self.output_dir, handed_over=time.monotonic() - begun, worked=time.thread_time() - worked)
 
     def advance_and_note(self: Recorder, step: int, loss: float) -> None:
         advance(self, step, loss)

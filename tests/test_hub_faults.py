@@ -49,11 +49,11 @@ def times(run: Ended) -> str:
     notes = [json.loads(line) for line in run.output_dir.with_suffix(".times").read_text().splitlines()]
     ends = [note["stepped"] for note in notes if "stepped" in note]
     steps = [1000 * (later - earlier) for earlier, later in pairwise(ends)]
-    handed = [1000 * note["handed_over"] for note in notes if "handed_over" in note] or [0.0]
-    figures = [
-        f"{name} {median(values):6.1f} max {max(values):6.1f}"
-        for name, values in (("step", steps), ("hand-over", handed))
-    ]
+    handed, worked = (
+        [1000 * note[name] for note in notes if name in note] or [0.0] for name in ("handed_over", "worked")
+    )
+    timed = {"step": steps, "hand-over": handed, "its CPU time": worked}
+    figures = [f"{name} {median(values):6.1f} max {max(values):6.1f}" for name, values in timed.items()]
     return f"{run.output_dir.name:20} exit {run.code}, " + ", ".join(figures)
 
 
