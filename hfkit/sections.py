@@ -52,6 +52,8 @@ SAID_AS = {
 }
 
 
+COUNTED = {"documents": "documents", "removed": "removed:", "changed": "changed:"}  # facts of the data, by rule
+TOTALS = ("cut_at_a_turn", "bytes", "tokens", "key")
 ONE_OF = {"splits": "split", "sources": "source", "datasets": "dataset", "files": "file"}
 
 
@@ -85,16 +87,15 @@ def result_section(result: dict[str, Any]) -> str:
         notes.append(f"The weights are the mean of those after steps {', '.join(map(str, result['averaged_steps']))}.")
     elif result.get("best_step") is not None:
         notes.append(f"The weights are those after step {result['best_step']}, the best on the validation text.")
-    classes = [[name, *(show(figure) for figure in facts.values())] for name, facts in class_facts(result).items()]
-    header = ["class", *next(iter(class_facts(result).values()), {})]
-    return "\n".join(
-        [table(rows), *(f"{note}  " for note in notes), "", rows_table(header, classes) if classes else ""]
-    )
-
-
-def class_facts(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return class → its figures."""
-    return result.get("per_class") or {}
+    classes = result.get("per_class") or {}
+    names = list(next(iter(classes.values()), {}))
+    lines = [[label, *(show(figures[name]) for name in names)] for label, figures in classes.items()]
+    parts = [
+        table(rows),
+        "\n".join(f"{note}  " for note in notes),
+        rows_table(["class", *names], lines) if lines else "",
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts if part)
 
 
 def data_section(data: dict[str, Any], audit: dict[str, Any]) -> str:
@@ -104,15 +105,13 @@ def data_section(data: dict[str, Any], audit: dict[str, Any]) -> str:
         data: What the public passport says of the data.
         audit: Of prepared text; it repeats some of that.
     """
-    known = data | {
-        key: audit[key] for key in ("documents", "removed", "changed", "bytes", "tokens", "key") if key in audit
+    known = data | {name: audit[name] for name in (*COUNTED, *TOTALS) if name in audit}
+    counts = {
+        f"{what} {name.replace('_', ' ')}": number
+        for key, what in COUNTED.items()
+        for name, number in known.pop(key, {}).items()
     }
-    counts = {f"documents {key}": number for key, number in known.pop("documents", {}).items()}
-    counts |= {f"removed: {rule.replace('_', ' ')}": number for rule, number in known.pop("removed", {}).items()}
-    counts |= {f"changed: {rule.replace('_', ' ')}": number for rule, number in known.pop("changed", {}).items()}
-    counts |= {
-        name.replace("_", " "): known.pop(name) for name in ("cut_at_a_turn", "bytes", "tokens", "key") if name in known
-    }
+    counts |= {name.replace("_", " "): known.pop(name) for name in TOTALS if name in known}
     hashes = dict(known.pop("provenance", {}))
     known.pop("label_names", None)  # they are part of the architecture
     known["sources"] = [
