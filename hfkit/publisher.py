@@ -2,8 +2,9 @@
 
 `main` holds the model; each pushed checkpoint is also a branch `step-00001000`.
 
-A training step waits for the hand-over only: hard links, however slow the Hub is (a checkpoint of 1 GB in 9 files:
-13 ms, at most 24, over 59 hand-overs; 2026-11-24, 2 busy CPU cores).
+A training step waits for the hand-over only, which names the files a second time (hard links; copies where the file
+system has none) and asks nothing of the network: however slow the Hub is, its bound is the disk's. A checkpoint of 1 GB
+in 9 files: 13 ms, at most 24, over 59 hand-overs (2026-11-24, 2 busy CPU cores); under each fault: docs/log.md.
 """
 
 import shutil
