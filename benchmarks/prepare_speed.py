@@ -179,9 +179,11 @@ def main() -> None:
             child.join()
         result: dict[str, Any] = {"pairs": options.pairs, "load_before": round(os.getloadavg()[0], 1)}
         result["prose"] = compare(options.prose, tokenizer, options.pairs, ("cleaning off", "cleaning on"))
+        save_result("prepare_speed", result)  # after each part: a run that is cut short leaves what it measured
         result["code"] = compare(code, tokenizer, options.pairs, ("cleaning off",))
+        save_result("prepare_speed", result)
         result["cpu_ms_per_megabyte"] = cost_of_rules(options.prose, tokenizer, result["prose"]["megabytes"])
-    save_result("prepare_speed", result)
+        save_result("prepare_speed", result)
 
 
 if __name__ == "__main__":

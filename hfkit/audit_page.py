@@ -18,7 +18,8 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
         audit: The content of audit.json. Besides the figures it may hold ``sources`` (a list of rows),
             ``samples`` (rule → list of ``{"where", "text"}`` that it acted on, with what it made or found),
             ``duplicates`` (a list of ``{"kept": text, "removed": [texts], "size": n}``), ``passages`` (a list of
-            [passage, documents]) and ``lengths`` (a list of [label, documents], the histogram's columns in order).
+            [source, passage, documents]) and ``lengths`` (a list of [label, documents], the histogram's columns in
+            their order).
         path: The page.
     """
     documents = audit.get("documents") or {}
@@ -45,7 +46,10 @@ def write_audit_page(audit: dict[str, Any], path: Path) -> None:
         section("Removed", removed_bars(audit), rules_table(audit.get("sources") or [])),
         section("Document lengths", column_chart(lengths, "Documents by length", "length")),
         section("Tokenizer", facts_table(tokenizer)),
-        section("Passages shared with evaluation text", table(["passage", "documents"], audit.get("passages") or [])),
+        section(
+            "Passages shared with evaluation text",
+            table(["source", "passage", "documents"], audit.get("passages") or []),
+        ),
         section("What each rule removed or changed", *shown_texts),
         section("Duplicates", *[duplicate_cluster(cluster) for cluster in audit.get("duplicates") or []]),
     ]

@@ -137,7 +137,7 @@ def test_the_audit_shows_what_each_rule_did(planted: Planted, ended: Ended) -> N
         k: n for k, n in audit["removed"].items() if n
     }
     assert source["removed"] == sum(audit["removed"].values()) and by_rule["near_duplicates"]["bytes"] > 100_000
-    assert len(audit["passages"]) == 5 and all(len(passage.split()) == 13 for passage, _ in audit["passages"])
+    assert len(audit["passages"]) == 5 and all(len(passage.split()) == 13 for _, passage, _ in audit["passages"])
     assert audit["tokenizer"]["round_trip_failures"] == 0 and audit["tokenizer"]["vocab_size"] == 400
     assert "Corpus audit" in (ended.output_dir / "audit.html").read_text()
 
@@ -196,6 +196,22 @@ def test_mixtures_report_their_epochs(tmp_path: Path) -> None:
         pytest.approx(0.25 * sum(tokens) / tokens[1], abs=0.001),
     ]
     assert data.weights == [3.0, 1.0] and len(data.train) == 2
+
+
+def test_a_source_with_a_frame_of_the_evaluation_text_is_remarked_on(tmp_path: Path) -> None:
+    frame = "this frame of more than thirteen words stands at the head of\neach document of the source"
+    rows = [json.dumps({"text": f"{frame} {'abcdefghij'[number] * 9}"}) for number in range(10)]
+    (tmp_path / "framed.jsonl").write_text("\n".join(rows))
+    (tmp_path / "held_out.txt").write_text(f"{frame} and in the evaluation text")
+    sources = [
+        SourceConfig(path=str(tmp_path / "framed.jsonl"), name="framed"),
+        SourceConfig(path=str(write_corpus(tmp_path / "other.jsonl", 200)), name="other"),
+    ]
+    files = {"validation_files": str(tmp_path / "held_out.txt"), "cache_dir": tmp_path / "cache"}
+    audit = prepare_data(DataConfig(sources=sources, dedup=DedupConfig(near=False), **files), SMALL).audit
+    (note,) = audit["notes"]
+    assert note.startswith("framed: 10 of 10 documents") and "10 of them for “this frame of" in note
+    assert audit["passages"] == [["framed", " ".join(frame.split()[:13]), 10]] and "\n" not in note
 
 
 def test_a_streamed_dataset_is_written_as_it_comes(tmp_path: Path) -> None:

@@ -150,3 +150,14 @@ def test_slurm_jobs_leave_the_same_files(
     )
     server.close()
     check_same(ended, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_tasks_leave_the_same_files(server: Server, settings: Words, alone: Ended, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    options = {"mem_per_cpu_gb": 1}
+    ended = prepare(
+        server, settings, tmp_path, **{"executor.name": "ray", "executor.tasks": 2, "executor.options": options}
+    )
+    check_same(ended, alone)

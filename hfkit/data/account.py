@@ -24,8 +24,8 @@ class Account:
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
     clusters: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Of the first document → what is shown of it (where it stays), of its duplicates, and how many there are."""
-    passages: Counter[str] = field(default_factory=Counter)
-    """Of the evaluation text → documents that were dropped for it."""
+    passages: dict[str, Counter[str]] = field(default_factory=dict)
+    """Source → passage of the evaluation text → documents that were dropped for it."""
     lengths: Counter[int] = field(default_factory=Counter)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -41,10 +41,11 @@ class Account:
         self.read += 1
         self.remove("unreadable", source, problem, "")
 
-    def share_passage(self, passage: str) -> None:
-        """Count a passage of evaluation text that a document holds, if it is one of the first ones."""
-        if passage in self.passages or len(self.passages) < PASSAGES:
-            self.passages[passage] += 1
+    def share_passage(self, source: str, passage: str) -> None:
+        """Count a passage of evaluation text that a document holds, if it is one of the source's first ones."""
+        passages, passage = self.passages.setdefault(source, Counter()), " ".join(passage.split())
+        if passage in passages or len(passages) < PASSAGES:
+            passages[passage] += 1
 
     def change(self, rules: list[str], where: str, before: str, after: str) -> None:
         """Count a document that rules changed, and keep the place where it begins to differ as a sample."""
@@ -92,7 +93,6 @@ class Account:
         self.removed.update(later.removed)
         self.changed.update(later.changed)
         self.lengths.update(later.lengths)
-        self.passages.update(later.passages)
         for rule, samples in later.samples.items():
             self.samples[rule] = [*self.samples.get(rule, []), *samples][:SAMPLES]
         for first, cluster in later.clusters.items():
@@ -100,8 +100,9 @@ class Account:
             joined["kept"] = joined["kept"] or cluster["kept"]
             joined["removed"] = [*joined["removed"], *cluster["removed"]][:SAMPLES]
             joined["size"] += cluster["size"]
-        for name, counts in later.sources.items():
-            self.sources.setdefault(name, Counter()).update(counts)
+        for mine, its in ((self.sources, later.sources), (self.passages, later.passages)):
+            for name, counts in its.items():
+                mine.setdefault(name, Counter()).update(counts)
 
     def save(self, path: Path) -> None:
         """Write the account, for another process."""
@@ -113,10 +114,34 @@ class Account:
         saved = read_json(path)
         assert saved is not None, "the process that began this account saved it"
         by_number = {name: {int(key): value for key, value in saved[name].items()} for name in ("clusters", "lengths")}
-        sources = {name: Counter(counts) for name, counts in saved["sources"].items()}
-        counters = {name: Counter(saved[name]) for name in ("removed", "changed", "passages")}
         by_number["lengths"] = Counter(by_number["lengths"])
-        return cls(**{**saved, **counters, **by_number, "sources": sources})
+        counters = {name: Counter(saved[name]) for name in ("removed", "changed")}
+        by_source = {
+            kind: {name: Counter(counts) for name, counts in saved[kind].items()} for kind in ("sources", "passages")
+        }
+        return cls(**{**saved, **counters, **by_number, **by_source})
+
+    def _shared_passages(self) -> list[list[Any]]:
+        """Return of each source the passages that most documents were dropped for."""
+        return [
+            [name, passage, documents]
+            for name, passages in self.passages.items()
+            for passage, documents in passages.most_common(SAMPLES)
+        ]
+
+    def remark_on_overlap(self, share: float) -> None:
+        """Note which sources lost more than a share of their documents for passages of the evaluation text."""
+        for name, passages in self.passages.items():
+            row = _row(self.sources[name])
+            read = row["documents"] + row["validation_documents"] + row["removed"]
+            lost = row["removed_by_rule"]["contaminated"]["documents"]
+            if lost > share * read:
+                passage, documents = passages.most_common(1)[0]
+                self.notes.append(
+                    f"{name}: {lost} of {read} documents hold a passage of the validation or test text and were "
+                    f"dropped, {documents} of them for “{passage}”: where that is a frame that all documents share, "
+                    "set --data.decontaminate false"
+                )
 
     def facts(self) -> dict[str, Any]:
         """Return the account as JSON."""
@@ -129,7 +154,7 @@ class Account:
             "sources": [{"name": name, **_row(counts)} for name, counts in self.sources.items()],
             "samples": self.samples,
             "duplicates": [self.clusters[first] for first in sorted(self.clusters) if self.clusters[first]["kept"]],
-            "passages": [[passage, n] for passage, n in self.passages.most_common(SAMPLES)],
+            "passages": self._shared_passages(),
             "lengths": histogram,
             "notes": self.notes,
         }

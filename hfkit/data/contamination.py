@@ -5,9 +5,9 @@ NFKC and lower-casing, whatever punctuation and white space lies between them; s
 document of 8 to 12 words is compared as a whole; a shorter one is too common a phrase to prove anything.
 
 Passages are compared by 58-bit hashes: a billion training words against ten million evaluation words give 0.03 false
-matches. The hashes lie on disk, in sorted runs; what is held in memory is a Bloom filter of them, of 2 bytes a passage
-and 64 MB at most, so that few passages of the training text are looked for on disk (Bloom 1970,
-doi:10.1145/362686.362692). Above 30 million passages more are looked for in vain, and nothing else changes.
+matches. The hashes lie on disk, in sorted runs; what is held in memory is a Bloom filter of them, of 16 to 64 MB, so
+that few passages of the training text are looked for on disk (Bloom 1970, doi:10.1145/362686.362692). Above 30 million
+passages of evaluation text more are looked for in vain, and nothing else changes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,8 @@ SHORTEST = 8  # words of the shortest evaluation document that is looked for
 RUN = 1 << 20  # hashes that are sorted at once, 8 MB
 _LONGEST = 63  # words a passage: the length is kept in the upper 6 bits of its hash
 _HASH_BITS = np.uint64(58)
-_MOST_FILTER_BITS = 29  # of the number of bits of the filter
+# Logarithms of the filter's size in bits: 16 MB, which suffices for 8 million passages, to 64 MB.
+_LEAST_FILTER_BITS, _MOST_FILTER_BITS = 27, 29
 _BITS_A_PASSAGE = 16
 _PLACES = [np.uint64(odd) for odd in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93)]
 
@@ -72,7 +73,8 @@ class Passages:
         assert facts is not None, "write_passages came before"
         self.count: int = facts["count"]
         self.lengths: list[int] = facts["lengths"]
-        bits = min(max(10, (_BITS_A_PASSAGE * self.count).bit_length()), _MOST_FILTER_BITS)
+        wanted = (_BITS_A_PASSAGE * self.count).bit_length()
+        bits = min(max(wanted, _LEAST_FILTER_BITS), _MOST_FILTER_BITS)
         self.shift = np.uint64(64 - bits)
         self.filter = np.zeros(1 << bits - 3, np.uint8)
         for run in self._read_runs():

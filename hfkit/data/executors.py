@@ -90,8 +90,24 @@ class LocalExecutor(LocalPipelineExecutor):
             pass
 
 
+class RayExecutor(RayPipelineExecutor):
+    """datatrove's executor on a Ray cluster, the one that RAY_ADDRESS names or else one on this machine.
+
+    The cluster is left after each step: a run ends without Python's exit handlers, and processes would stay behind.
+    """
+
+    def run(self) -> None:
+        """Run the tasks that were not completed before."""
+        import ray
+
+        try:
+            super().run()
+        finally:
+            ray.shutdown()
+
+
 def _build_executor(executor: ExecutorConfig, step: Step, logs: Path, tasks: int) -> PipelineExecutor:
-    kinds = {"local": LocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
+    kinds = {"local": LocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayExecutor}
     given = {"job_name": f"hfkit-{step.name}"} if executor.name == "slurm" else {}
     try:
         return kinds[executor.name](

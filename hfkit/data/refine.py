@@ -30,7 +30,7 @@ from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig
 from hfkit.text import clean
 
-MANY = 0.1  # share of contaminated documents from which the audit remarks on it
+MANY = 0.1  # share of a source's documents that hold evaluation text, above which the audit remarks on it
 PIECE = 1 << 20  # characters handed to a worker at once
 
 
@@ -108,13 +108,7 @@ def conclude(accounts: Sequence[Account]) -> dict[str, Any]:
     if accounts and not any(counts["documents"] for counts in account.sources.values()):
         why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or "none was read"
         raise BadInput(f"no training text is left of {account.read} documents ({why})")
-    if (overlapping := account.removed["contaminated"]) > MANY * account.read:
-        passage, documents = account.passages.most_common(1)[0]
-        account.notes.append(
-            f"{overlapping} of {account.read} documents hold a passage of the validation or test text and were "
-            f"dropped, {documents} of them for “{passage}”: where that is a frame that all documents share, set "
-            "--data.decontaminate false"
-        )
+    account.remark_on_overlap(MANY)
     assert account.read == account.kept + sum(account.removed.values()), "every document is kept or accounted for"
     for note in account.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -75,7 +75,7 @@ class Winnow:
                     self._repeat("exact_duplicates" if copies else "near_duplicates", first, where, text)
                 elif overlap is not None:
                     self.account.remove("contaminated", self.source, where, text, passage=overlap)
-                    self.account.share_passage(overlap)
+                    self.account.share_passage(self.source, overlap)
                     self.overlapping.write(overlap, where, "contaminated", self.source, first if heads else -1)
                 else:
                     self._begin(first, where, text)
