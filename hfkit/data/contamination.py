@@ -20,7 +20,7 @@ from hfkit.files import read_json, write_json
 from hfkit.settings import BadInput
 
 SHORTEST = 8  # words of the shortest evaluation document that is looked for
-RUN = 1 << 20  # hashes that are sorted at once, 8 MB
+RUN = 1 << 18  # hashes that are sorted at once, 2 MB
 _LONGEST = 63  # words a passage: the length is kept in the upper 6 bits of its hash
 _HASH_BITS = np.uint64(58)
 # Logarithms of the filter's size in bits: 16 MB, which suffices for 8 million passages, to 64 MB.

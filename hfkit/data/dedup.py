@@ -26,13 +26,14 @@ from rensa import RMinHash
 from hfkit.data.equal import gather_equal, run_starts
 from hfkit.data.rows import Rows
 from hfkit.data.words import hash_windows, hash_words, multipliers
+from hfkit.progress import Progress
 from hfkit.settings import DedupConfig
 
 _SEED = 1
 _NO_SHINGLE = np.uint32(0xFFFFFFFF)  # rensa's value where nothing was hashed
 _SPREADS = 2.0  # accepted below the threshold, in standard deviations of the estimate
 _CANDIDATE_RECALL = 0.995  # least probability that a pair at the threshold shares a band
-_CHUNK = 1 << 14  # signatures read at once: 8 MB at 128 permutations
+_CHUNK = 1 << 12  # signatures read at once: 2 MB at 128 permutations
 _MAX_LEADERS = 64  # documents of one bucket that are compared with all others in it
 
 
@@ -103,11 +104,13 @@ def find_near_duplicates(
     """
     parent = _each_its_own(len(signatures)) if first is None else first
     bands, rows = choose_bands(config)
-    for band in range(bands):
-        keys = _band_keys(signatures, slice(band * rows, band * rows + rows), exact)
-        for documents, runs in gather_equal(keys, len(signatures), folder):
-            repeated = np.bincount(runs, minlength=len(runs))[runs] > 1
-            _join_buckets(signatures, parent, documents[repeated], runs[repeated], accept_from(config))
+    with Progress(bands, "compare", "band") as progress:
+        for band in range(bands):
+            keys = _band_keys(signatures, slice(band * rows, band * rows + rows), exact)
+            for documents, runs in gather_equal(keys, len(signatures), folder):
+                repeated = np.bincount(runs, minlength=len(runs))[runs] > 1
+                _join_buckets(signatures, parent, documents[repeated], runs[repeated], accept_from(config))
+            progress.update(1)
     for begin, end in _chunks(len(parent)):
         _roots(parent, np.arange(begin, end))
     return parent
