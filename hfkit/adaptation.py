@@ -41,7 +41,7 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
     length = config.data.sequence_length
-    text = DataConfig(train_files=str(folder / "texts.jsonl"), sequence_length=length)
+    text = DataConfig(train_files=str(folder / "texts.jsonl"), sequence_length=length, cache_dir=config.data.cache_dir)
     own = RunConfig(
         data=text,
         tokenizer=config.tokenizer,

@@ -30,6 +30,8 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
     """
     if not config.rank:
         return
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise BadInput("LoRA's frozen weights are not sharded: launch with ddp.yaml, or train without adapter")
     from peft import LoraConfig
 
     lora = LoraConfig(
@@ -50,8 +52,6 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
 
 def _quantize_base(model: PreTrainedModel) -> None:
     """Hold in 8 bits the weights that have LoRA matrices beside them."""
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise BadInput("adapter.quantize: quantised weights cannot be sharded; launch with ddp.yaml")
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     for name, layer in _adapted(model):

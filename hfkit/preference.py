@@ -125,7 +125,8 @@ def score_preferences(
     for batch in pairs.every_pair(batch_size, accelerator.process_index, accelerator.num_processes):
         moved = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         present = (moved["targets"][0::2] != IGNORE_INDEX).any(-1)
-        margins = inner.margins(**moved)[present].double()
+        with accelerator.autocast():  # as the reference was read
+            margins = inner.margins(**moved)[present].double()
         losses = -functional.logsigmoid(inner.beta * margins)
         won = (margins > 0).double() + (margins == 0).double() / 2
         sums += torch.stack([losses.sum(), won.sum(), margins.sum(), present.sum().double()])

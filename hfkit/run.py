@@ -35,6 +35,7 @@ from hfkit.report import write_report
 from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity
 from hfkit.selection import Selection
 from hfkit.settings import BadInput, OptimConfig, RunConfig
+from hfkit.sharding import gathered
 from hfkit.status import describe
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
@@ -109,11 +110,14 @@ class Run:
         self.plan, self.tokenizer = plan, tokenizer
         self.schedule = build_schedule(optim, plan.max_steps)
         self.size = count_parameters(module.model)
-        shape = {
-            k: v for k, v in module.model.config.to_dict().items() if k not in ("transformers_version", "use_cache")
-        }
         self.identity = describe_identity(
-            self.config, optim, plan, shape, self.facts.data_key, self.facts.tokenizer_hash, **self.facts.identity
+            self.config,
+            optim,
+            plan,
+            shape_of(module.model),
+            self.facts.data_key,
+            self.facts.tokenizer_hash,
+            **self.facts.identity,
         )
         source = self.on_main(lambda: choose_checkpoint(self.config, self.output_dir))
         if source is not None:
@@ -127,6 +131,7 @@ class Run:
         if self._compiles():
             compile_blocks(self.accelerator.unwrap_model(self.module))
         self.selection = Selection(self.select or "eval_loss", self.progress)
+        self._forget_lost_best()
         self._open_output(source[0] if source else None)
 
     def _restore(self, source: Found) -> None:
@@ -225,15 +230,20 @@ class Run:
 
     def _evaluate(self, step: int, evaluate: Evaluate) -> None:
         with self.recorder.pause():
-            self.evaluated = (step, evaluate(self.module))
+            self.evaluated = (step, self._look(evaluate))
         self.recorder.log_evaluation(*self.evaluated)
         if self.select and self.selection.note(*self.evaluated):
             self._save(step)
 
     def _sample(self, step: int, sample: Callable[[nn.Module, int], None] | None) -> None:
         if sample is not None:
-            with self.recorder.pause():
+            with self.recorder.pause(), gathered(self.module):
                 sample(self.accelerator.unwrap_model(self.module), step)
+
+    def _look(self, evaluate: Evaluate) -> dict[str, float]:
+        """Return an evaluation's figures; it may call the module or what is inside."""
+        with gathered(self.module):
+            return evaluate(self.module)
 
     def _save(self, step: int) -> None:
         """Write a checkpoint; a full disk leaves the earlier ones and a warning, three in a row stop the run."""
@@ -278,8 +288,13 @@ class Run:
         Args:
             average: How many of the last checkpoints to average; 0 tries no mean.
         """
-        self.chosen = self.selection.load_best(self.checkpoints, self.model, lambda: evaluate(self.module), average)
+        self._forget_lost_best()
+        self.chosen = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), average)
         self.evaluated = (-1, {})
+
+    def _forget_lost_best(self) -> None:
+        if self.on_main(lambda: self.selection.is_lost(self.checkpoints)):
+            self.selection.forget()
 
     def finish(
         self,
@@ -302,7 +317,7 @@ class Run:
             export_model(inner.finished_model(), self.tokenizer, model_folder, write=self.is_main, loader=loader)
         if not complete[0]:
             if self.evaluated[0] != self.progress.step:
-                self.evaluated = (self.progress.step, evaluate(self.module))
+                self.evaluated = (self.progress.step, self._look(evaluate))
             self._sample(self.progress.step, sample)
             figures = {"parameters": self.size.parameters, **self.recorder.final_figures()}
             result = {**figures, **self.evaluated[1], **self.chosen, **(extra or {})}

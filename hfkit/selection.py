@@ -34,6 +34,15 @@ class Selection:
             self.progress.best, self.progress.best_step = figures[self.metric], step
         return better
 
+    def is_lost(self, checkpoints: Path) -> bool:
+        """Whether the best step's checkpoint is not here: the run went on elsewhere, or could not save it."""
+        step = self.progress.best_step
+        return step is not None and not (checkpoints / step_folder(step)).is_dir()
+
+    def forget(self) -> None:
+        """Take the next evaluation as the best so far."""
+        self.progress.best = self.progress.best_step = None
+
     def load_best(
         self, checkpoints: Path, model: nn.Module, evaluate: Callable[[], dict[str, float]], average: int
     ) -> dict[str, Any]:
@@ -42,15 +51,15 @@ class Selection:
         Args:
             average: How many of the last checkpoints to average; 0 tries no mean.
         """
-        last = list_checkpoints(checkpoints)[-average:] if average else []
-        if last:
+        saved = list_checkpoints(checkpoints)
+        if last := saved[-average:] if average else []:
             average_models(last, model)
             if self.improves(mean := evaluate()):
-                return {
-                    "averaged_steps": [int(path.name[5:]) for path in last],
-                    f"best_{self.metric}": mean[self.metric],
-                }
-        best = checkpoints / step_folder(self.progress.best_step or 0)
-        if best.is_dir():
-            restore_model(best, model)
-        return {"best_step": self.progress.best_step, f"best_{self.metric}": self.progress.best}
+                steps = [int(path.name.removeprefix("step-")) for path in last]
+                return {"averaged_steps": steps, f"best_{self.metric}": mean[self.metric]}
+        step = self.progress.best_step
+        if step is not None:
+            restore_model(checkpoints / step_folder(step), model)
+        elif last:  # nothing is known to be better than the last state, and the mean is not
+            restore_model(last[-1], model)
+        return {"best_step": step, f"best_{self.metric}": self.progress.best}

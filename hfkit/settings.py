@@ -198,6 +198,11 @@ class DataConfig(RowsConfig):
         if self.sequence_length is not None and self.sequence_length < 1:
             raise BadInput(f"data.sequence_length must be at least 1, not {self.sequence_length}")
 
+    @property
+    def is_builtin(self) -> bool:
+        """Whether no data is named, so that a recipe runs its built-in set."""
+        return super().is_builtin and not self.sources
+
 
 @dataclass
 class ExecutorConfig:
@@ -550,6 +555,8 @@ class ClassifierConfig(ModelConfig):
             raise BadInput(f"model.class_weights: every weight must be above 0, not {self.class_weights}")
         if self.lora_rank < 0:
             raise BadInput(f"model.lora_rank must be at least 0, not {self.lora_rank}")
+        if self.lora_rank and find_spec("peft") is None:
+            raise BadInput("model.lora_rank needs peft: pip install 'hfkit[peft]'")
 
 
 @dataclass

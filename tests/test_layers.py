@@ -45,7 +45,7 @@ LAYERS = [
     {"attention", "adapters", "compilation", "model", "losses", "preference", "metrics"},
     {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export", "harness"}
     | {"classification", "prediction", "translation", "translation_scores", "languages", "codec", "decoding"},
-    {"launch", "precision", "run", "facts", "recorder", "energy", "selection", "adaptation"}
+    {"launch", "precision", "sharding", "run", "facts", "recorder", "energy", "selection", "adaptation"}
     | {"hub", "card", "sections", "plan", "resume", "publisher", "staging", "dataset_card"},
 ]
 LAYER_OF = {module: number for number, layer in enumerate(LAYERS) for module in layer}

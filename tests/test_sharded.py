@@ -15,6 +15,7 @@ from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm
 from hfkit.optim import build_optimizer
 from hfkit.settings import ModelConfig, OptimConfig, TokenizerConfig
+from hfkit.sharding import gathered
 from hfkit.tokenizer import train_tokenizer
 from processes import run_in_processes
 
@@ -35,17 +36,22 @@ def step_of(number: int, rank: int, world: int) -> Step:
     return Step([{"input_ids": mine[:, :-1], "targets": mine[:, 1:]}], targets=32, tokens=32)
 
 
+def shard(module: CausalLMLoss) -> None:
+    """Shard as Accelerate does: every layer, and the root, whose weights are scattered again after each pass."""
+    for layer in module.model.model.layers:
+        fully_shard(layer)
+    fully_shard(module, reshard_after_forward=True)
+    groups = sum(isinstance(part, FSDPModule) for part in module.modules())
+    assert groups == SHAPE["num_hidden_layers"] + 1
+
+
 def train(tied: bool, name: str, folder: Path | None, sharded: bool, first: int = 0) -> list[list[float]]:
     """Train on this process's share; with ``folder`` save at the end, or go on from it where ``first`` is above 0."""
     accelerator = Accelerator(cpu=True)
     module, config = build(tied, name)
     if sharded:
         assert accelerator.num_processes == 2
-        for layer in module.model.model.layers:
-            fully_shard(layer)
-        fully_shard(module)
-        groups = sum(isinstance(part, FSDPModule) for part in module.modules())
-        assert groups == SHAPE["num_hidden_layers"] + 1
+        shard(module)
     optimizer: Any = build_optimizer(module, config)
     if first and folder:
         restore_model(folder, module.model)
@@ -79,3 +85,33 @@ def test_sharded_run_equals_one_process_and_its_checkpoint_goes_on_anywhere(
     single = run_in_processes(1, lambda: train(tied, name, folder, sharded=False, first=STEPS))[0]
     again = run_in_processes(2, lambda: train(tied, name, folder, sharded=True, first=STEPS))
     assert torch.allclose(torch.tensor(again[0]), torch.tensor(single), rtol=2e-5)
+
+
+def logits_inside(sharded: bool) -> list[float]:
+    """Return logits of the model inside the loss module: before any step, after a pass through the module, after it."""
+    accelerator = Accelerator(cpu=True)
+    module, config = build(True, "adamw")
+    if sharded:
+        shard(module)
+    optimizer = build_optimizer(module, config)
+    step, found = step_of(0, 0, 1), []
+    batch = step.micro_batches[0]
+    with torch.no_grad(), gathered(module):
+        found.append(module.model(batch["input_ids"]).logits.sum().item())
+        module(**batch)
+        found.append(module.model(batch["input_ids"]).logits.sum().item())
+    train_step(
+        accelerator, module, optimizer, step, number=0, seed=0, max_grad_norm=1.0,
+        parameters=list(module.parameters()),
+    )  # fmt: skip
+    with torch.no_grad(), gathered(module):
+        found.append(module.model(batch["input_ids"]).logits.sum().item())
+    return found
+
+
+def test_the_model_inside_a_sharded_module_can_be_called() -> None:
+    alone = run_in_processes(1, lambda: logits_inside(sharded=False))[0]
+    both = run_in_processes(2, lambda: logits_inside(sharded=True))
+    assert both[0] == both[1]
+    assert torch.allclose(torch.tensor(both[0][:2]), torch.tensor(alone[:2]), rtol=1e-4)
+    assert both[0][2] != both[0][1]

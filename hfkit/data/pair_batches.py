@@ -73,7 +73,7 @@ def plan_pairs(config: TrainConfig, lengths: np.ndarray, seed: int, rank: int, w
         return _group(lengths, config.global_batch_size, seed, epoch)
 
     epochs_of = len(batches(0))  # the sorted lengths decide it, so it is the same for every epoch
-    steps = config.max_steps or math.ceil(epochs_of * (config.epochs or 1.0))
+    steps = config.max_steps or math.ceil(round(epochs_of * (config.epochs or 1.0), 6))  # as `plan_steps` rounds
     largest = max(len(batch) for batch in batches(0))
     split = Split(budget or config.global_batch_size, config.micro_batch_size or largest, rank, world_size)
     return Plan(steps, split, None), batches

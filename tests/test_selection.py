@@ -1,0 +1,65 @@
+"""Which state becomes the result: the best one, the mean of the last ones, or, where the best is lost, the last."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hfkit.checkpoint import save_checkpoint, state_writers
+from hfkit.loop import Progressed
+from hfkit.selection import Selection
+
+
+def save_steps(folder: Path, values: dict[int, float]) -> nn.Linear:
+    """Save a model of one weight after some steps, and return it as the last of them left it."""
+    model = nn.Linear(1, 1, bias=False)
+    for step, value in values.items():
+        nn.init.constant_(model.weight, value)
+        save_checkpoint(folder, step, state_writers(model, torch.optim.SGD(model.parameters())), {}, keep=9)
+    return model
+
+
+def selection_of(losses: dict[int, float]) -> Selection:
+    selection = Selection("eval_loss", Progressed())
+    for step, loss in losses.items():
+        selection.note(step, {"eval_loss": loss})
+    return selection
+
+
+@pytest.mark.parametrize(
+    ("loss_of_mean", "weight", "chosen"),
+    [
+        (1.5, 6.0, {"averaged_steps": [2, 3], "best_eval_loss": 1.5}),
+        (2.5, 2.0, {"best_step": 1, "best_eval_loss": 2.0}),
+    ],
+)
+def test_the_mean_of_the_last_states_is_taken_where_it_is_better(
+    loss_of_mean: float, weight: float, chosen: dict[str, float], tmp_path: Path
+) -> None:
+    model = save_steps(tmp_path, {1: 2.0, 2: 4.0, 3: 8.0})
+    tried = []
+
+    def evaluate() -> dict[str, float]:
+        tried.append(model.weight.item())
+        return {"eval_loss": loss_of_mean}
+
+    found = selection_of({1: 2.0, 2: 3.0, 3: 4.0}).load_best(tmp_path, model, evaluate, average=2)
+    assert tried == [6.0]
+    assert (model.weight.item(), found) == (weight, chosen)
+
+
+def test_the_best_state_is_restored_without_a_mean(tmp_path: Path) -> None:
+    model = save_steps(tmp_path, {1: 2.0, 2: 4.0})
+    found = selection_of({1: 2.0, 2: 3.0}).load_best(tmp_path, model, dict, average=0)
+    assert (model.weight.item(), found["best_step"]) == (2.0, 1)
+
+
+def test_a_best_state_that_is_not_here_is_forgotten_and_not_claimed(tmp_path: Path) -> None:
+    model = save_steps(tmp_path, {2: 4.0, 3: 8.0})
+    selection = selection_of({1: 2.0, 2: 3.0})
+    assert selection.is_lost(tmp_path)
+    selection.forget()
+    assert not selection.is_lost(tmp_path)
+    found = Selection("eval_loss", selection.progress).load_best(tmp_path, model, dict, average=2)
+    assert (model.weight.item(), found["best_step"]) == (8.0, None)
