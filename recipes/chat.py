@@ -23,7 +23,7 @@ HELP = """\
 /system TEXT      set the system message (without TEXT: remove it)
 /save [FILE]      write the conversation
 /load [FILE]      go on with a saved conversation
-/params [a=b …]   show or change how answers are drawn, such as temperature=0.5 top_k=40
+/params [a=b …]   show or change how answers are drawn: temperature=0.5 top_k=40
 /quit             leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
@@ -56,6 +56,8 @@ class ChatConfig:
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
     config = parse_config(ChatConfig)
 
+from transformers.utils.logging import disable_progress_bar
+
 from hfkit.chat import ChatFormat, set_template
 from hfkit.dialogue import Dialogue, Reply
 from hfkit.model import load_causal_lm
@@ -65,6 +67,7 @@ from hfkit.tokenizer import load_tokenizer
 
 def main(config: ChatConfig) -> None:
     """Load the model and answer until there is nothing more to read."""
+    disable_progress_bar()  # of a model that loads in a moment
     tokenizer = load_tokenizer(str(config.model.path), config.model.revision)
     set_template(tokenizer)
     chat = ChatFormat(tokenizer)
@@ -189,7 +192,7 @@ def command(dialogue: Dialogue, line: str, config: ChatConfig) -> None:
         say(f"{len(dialogue.messages)} messages loaded from {path}")
     elif name == "/params":
         dialogue.change_settings(rest.split())
-        say(", ".join(f"{key}={value}" for key, value in asdict(dialogue.settings).items()))
+        say(" ".join(f"{k}={v}" for k, v in asdict(dialogue.settings).items() if k != "num_samples"))
     else:
         raise BadInput(f"there is no command {name}; /help lists them")
 

@@ -85,8 +85,11 @@ def test_a_batch_gives_each_prompts_own_text_without_a_pad_token_too(tokenizer) 
         settings = replace(GREEDY, repetition_penalty=penalty)
         alone = [complete(model, foreign, [prompt], settings, 0)[0] for prompt in prompts]
         assert complete(model, foreign, prompts, settings, 0) == alone
-    with torch.no_grad():  # EOS is always next, unless a penalty on what filled the row up spoils it
-        model.transformer.wte.weight[0] += 10 * model.transformer.ln_f.bias.normal_()
+    with torch.no_grad():  # the same logits everywhere: 32 for EOS, 16 for all others, or a thirtieth once penalised
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.fill_(1)
+        model.transformer.wte.weight.fill_(0.5)
+        model.transformer.wte.weight[0] = 1
     settings = replace(GREEDY, repetition_penalty=30.0)
     assert {each.finish for each in complete(model, foreign, prompts, settings, 0)} == {"end"}
 

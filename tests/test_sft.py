@@ -76,6 +76,21 @@ def test_quantized_lora_resumes_exactly_and_leaves_a_plain_model(tmp_path: Path)
     assert evaluated[-1] < evaluated[0]
 
 
+@pytest.mark.slow
+def test_a_tuned_models_answers_end_and_keep_the_form_of_three_turns(tmp_path: Path) -> None:
+    words = (
+        "--data.sequence_length 256 --tokenizer.vocab_size 600 --train.max_steps 100 --train.eval_every 0 "
+        "--optim.learning_rate 3e-3 --generation.temperature 0 --generation.max_new_tokens 40"
+    ).split()
+    command = [sys.executable, "recipes/sft.py", *words, "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["ended_share"] >= 0.95
+    command = [sys.executable, "benchmarks/turns.py", str(tmp_path / "model")]
+    held = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert held["conversations"] >= 20 and min(held["form_kept"]) >= 0.95
+
+
 def small() -> LlamaForCausalLM:
     torch.manual_seed(0)
     return LlamaForCausalLM(
