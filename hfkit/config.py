@@ -7,6 +7,7 @@ needs torch, so that a typo answers in a fraction of a second.
 
 import difflib
 import json
+import logging
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError
@@ -25,6 +26,7 @@ from hfkit.settings import BadInput
 from hfkit.yaml12 import dump_yaml, read_yaml
 
 Config = TypeVar("Config")
+NOISY = ("torchao", "torch.utils._pytree")  # loggers: an installed torchao warns of kernels for other machines
 
 
 def parse_config(config_class: type[Config], args: list[str] | None = None) -> Config:
@@ -40,6 +42,8 @@ def parse_config(config_class: type[Config], args: list[str] | None = None) -> C
     """
     if sys.platform == "win32":  # no flock, no signals of schedulers
         fail("hfkit runs on Linux and macOS; on Windows, use it inside WSL")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     words = sys.argv[1:] if args is None else args
     try:
         hints = field_hints(config_class)
