@@ -277,7 +277,8 @@ def test_conversations_that_teach_nothing(
 ) -> None:
     bad = {"messages": [{"role": role, "content": content} for role, content in messages]}
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (GOOD, bad)))
-    ended = server.run("sft", {"data.train_files": str(tmp_path / "chats.jsonl")}, tmp_path / "run")
+    settings = {"data.train_files": str(tmp_path / "chats.jsonl"), "train.max_steps": 1}
+    ended = server.run("sft", settings, tmp_path / "run")
     assert_refused(ended, "chats.jsonl:2: ", *words)
     assert_nothing_written(tmp_path / "run")
 
