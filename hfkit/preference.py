@@ -18,6 +18,7 @@ from hfkit.chat import Encoded
 from hfkit.data.batches import Batch, Reader, Split, Step
 from hfkit.data.order import EMPTY, share_of_rank, shuffle
 from hfkit.data.shards import IGNORE_INDEX
+from hfkit.files import digest_of
 from hfkit.losses import LossModule
 
 EncodedPair = tuple[Encoded, Encoded]  # chosen and rejected: conversations of which the last answer alone is learnt
@@ -67,6 +68,10 @@ class PreferencePairs:
     def __init__(self, pairs: Sequence[EncodedPair]) -> None:
         self.pairs = pairs
         self.reference = np.zeros((len(pairs), 2), dtype=np.float32)
+
+    def digest(self) -> str:
+        """Return what identifies the pairs: their tokens, and which of them are learnt."""
+        return digest_of([[(each.ids.tolist(), each.learnt.tolist()) for each in pair] for pair in self.pairs])
 
     def compute_reference(self, accelerator: Accelerator, model: PreTrainedModel, batch_size: int = 8) -> None:
         """Fill ``reference`` with what the model says now; each process takes its share of the pairs."""

@@ -86,6 +86,7 @@ def answer_by_default(model: PreTrainedModel, settings: GenerationSettings) -> N
         own = model.generation_config
         own.do_sample, own.temperature = True, settings.temperature
         own.top_k, own.top_p, own.min_p = settings.top_k, settings.top_p, settings.min_p or None
+        own.repetition_penalty = settings.repetition_penalty
 
 
 def ended_share(answers: Sequence[Completion]) -> float:

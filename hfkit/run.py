@@ -40,6 +40,7 @@ from hfkit.status import describe
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
 DESCRIPTION = ".description"  # configuration and tokenizer, published beside a checkpoint's weights
+NOTHING_HELD_OUT = "Note: nothing is held out for validation, so the figures are those of the training data."
 Evaluate = Callable[[nn.Module], dict[str, float]]
 
 

@@ -640,7 +640,7 @@ class RunConfig:
     data: RowsConfig = field(default_factory=RowsConfig)
     """Which rows to train, validate and test on."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Trained on `data` or loaded, where the model is built from scratch; a model that exists has its own."""
+    """The one named by `path`, else that of the model to go on from, else one trained on `data`."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture preset and overrides, or a model to go on from."""
     optim: OptimConfig = field(default_factory=OptimConfig)

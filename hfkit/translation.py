@@ -54,7 +54,7 @@ def choose_tokenizers(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
     """Return the tokenizer of both languages and None, or one for each language.
 
-    A model that exists has its own; for one built from scratch it is the one named, or trained on the pairs.
+    It is the one named, else the model's own, else, for a model built from scratch, trained on the pairs.
     """
     named = tokenizer if tokenizer.path else config
     if config.vocabularies == "separate":

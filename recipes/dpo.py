@@ -33,7 +33,7 @@ class DpoConfig(RunConfig):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="tiny"))
     """`model.path`: a model fine-tuned by `sft.py`, which is the reference too."""
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(vocab_size=4096))
-    """Used without model.path only: a model has its own."""
+    """The one named by `path`, else that of the model to go on from, else one trained on the texts."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """LoRA instead of training every weight; merged into model/, and kept beside it in adapter/."""
     beta: float = 0.1
@@ -43,7 +43,7 @@ class DpoConfig(RunConfig):
     train: TrainConfig = field(default_factory=lambda: TrainConfig(max_steps=100, global_batch_size=8, eval_every=50))
     """Steps, batch sizes (in pairs), evaluation, checkpoints."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    """How answers are drawn, here and by default wherever `model/` is loaded."""
+    """How answers are drawn; temperature, top_k, top_p, min_p and repetition_penalty are saved in `model/` too."""
     output_dir: Path = Path("runs/dpo")
     """Checkpoints, figures, report and the final model."""
 
@@ -54,6 +54,8 @@ class DpoConfig(RunConfig):
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
     config = parse_config(DpoConfig)
+
+from itertools import islice
 
 from torch import nn
 
@@ -69,7 +71,7 @@ from hfkit.launch import launch
 from hfkit.model import build_causal_lm, set_length
 from hfkit.preference import PreferenceLoss, PreferencePairs, score_preferences
 from hfkit.replies import answer, answer_by_default, end_turns_at
-from hfkit.run import Run
+from hfkit.run import NOTHING_HELD_OUT, Run
 from hfkit.tokenizer import tokenizer_hash
 
 NUM_SHOWN = 3  # answers shown after training
@@ -84,13 +86,14 @@ def main(config: DpoConfig) -> None:
     pairs = PreferencePairs(encode_pairs(chat, texts.train, length + 1))
     held_out = PreferencePairs(encode_pairs(chat, texts.validation or texts.train, length + 1))
     if not pairs.pairs or not held_out.pairs:
-        raise BadInput(f"no pair fits data.sequence_length {length}, or none is held out; raise it or validation_share")
-    key = digest_of([texts.train, texts.validation, length])
-    facts = {"key": key, "splits": {"train": len(pairs.pairs), "validation": len(held_out.pairs)}}
+        raise BadInput(f"no pair fits data.sequence_length {length}; raise it")
+    key = digest_of([pairs.digest(), held_out.digest()])
+    validation = len(held_out.pairs) if texts.validation else 0
+    facts = {"key": key, "splits": {"train": len(pairs.pairs), "validation": validation}}
     identity = {"beta": config.beta} | {f"adapter.{name}": value for name, value in asdict(config.adapter).items()}
     hashed = tokenizer_hash(tokenizer)
     run = Run(config, Facts(key, hashed, identity, facts, {"sha256": hashed}))
-    run.say(f"{len(pairs.pairs)} pairs to train on, {len(held_out.pairs)} held out.")
+    run.say(f"{len(pairs.pairs)} pairs to train on, {validation} held out." if validation else NOTHING_HELD_OUT)
 
     model = build_causal_lm(config.model, tokenizer, config.seed)
     end_turns_at(model, chat.end_id)
@@ -107,7 +110,8 @@ def main(config: DpoConfig) -> None:
         return score_preferences(run.accelerator, module, held_out)
 
     def sample(module: nn.Module, step: int) -> None:
-        asked = [pair.asked for pair in (texts.validation or texts.train)[:NUM_SHOWN]]
+        fitting = (pair.asked for pair in texts.validation or texts.train if len(chat.prompt(pair.asked)) < length)
+        asked = list(islice(fitting, NUM_SHOWN))
         answers = answer(model, chat, asked, config.generation, config.seed)
         run.write_samples(step, [messages[-1]["content"] for messages in asked], [each.text for each in answers])
 

@@ -79,24 +79,24 @@ def main(config: SentimentConfig) -> None:
     tokenizer = choose_tokenizer(config, body, data.training_texts)
     run = Run(config, describe(config, data, tokenizer), select="macro_f1")
 
-    length, how, labels = config.data.sequence_length, config.data.long_texts, data.labels
+    length, long_texts = config.data.sequence_length, config.data.long_texts
     model = build_classifier(body, tokenizer, data.label_names, config.seed)
-    note_reading(model.config, length, how)
-    encoded = {split: encode_texts(tokenizer, texts, length, how) for split, texts in data.texts.items()}
+    note_reading(model.config, length, long_texts)
+    encoded = {split: encode_texts(tokenizer, texts, length, long_texts) for split, texts in data.texts.items()}
     run.say(notes_on(data, encoded, length))
 
     plan = plan_steps(config.train, len(encoded["train"].rows), length, run.rank, run.world_size)
     module = ClassificationLoss(model, config.model.label_smoothing, config.model.head_learning_rate)
     run.set_up(module, config.optim, plan, tokenizer)
     pad = int(tokenizer.pad_token_id)
-    read = classification_rows(encoded["train"], labels["train"], weights, plan, config.seed, pad)
+    read = classification_rows(encoded["train"], data.labels["train"], weights, plan, config.seed, pad)
 
     def score(split: str, predictions: Path | None = None) -> dict[str, Any]:
         scores = predict(run.accelerator, run.model, encoded[split], batch_size=64)  # (texts, classes)
         if predictions and run.is_main:
-            rows = name_predictions(data.texts[split], labels[split], scores, data.label_names)
+            rows = name_predictions(data.texts[split], data.labels[split], scores, data.label_names)
             write_predictions(predictions, rows)
-        return score_labels(scores, labels[split], data.label_names)
+        return score_labels(scores, data.labels[split], data.label_names)
 
     def validate(_: nn.Module) -> dict[str, float]:
         figures = score("validation")
@@ -124,8 +124,8 @@ def choose_body(config: SentimentConfig, texts: list[str]) -> tuple[ClassifierCo
 
 
 def choose_tokenizer(config: SentimentConfig, body: ModelConfig, texts: list[str]) -> PreTrainedTokenizerBase:
-    """Return the body's own tokenizer; for a body built from scratch the one named, or one trained on the texts."""
-    named = body if body.path else config.tokenizer
+    """Return the tokenizer named, else the body's own, else, for a body from scratch, one trained on the texts."""
+    named = config.tokenizer if config.tokenizer.path else body
     if named.path:
         return load_classifier_tokenizer(named.path, named.revision, config.model.pad_token)
     return train_tokenizer(texts, config.tokenizer)

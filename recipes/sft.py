@@ -34,7 +34,7 @@ class SftConfig(RunConfig):
     model: ModelConfig = field(default_factory=lambda: ModelConfig(preset="tiny"))
     """`model.path`: what to go on from; without it a preset from scratch."""
     tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(vocab_size=4096))
-    """Used without model.path only: a model has its own."""
+    """The one named by `path`, else that of the model to go on from, else one trained on the texts."""
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """LoRA instead of training every weight; merged into model/, and kept beside it in adapter/."""
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(weight_decay=0.0))
@@ -46,7 +46,7 @@ class SftConfig(RunConfig):
     label_smoothing: float = 0.0
     """Share of each target's probability that is spread over the vocabulary while training."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
-    """How answers are drawn, here and by default wherever `model/` is loaded."""
+    """How answers are drawn; temperature, top_k, top_p, min_p and repetition_penalty are saved in `model/` too."""
     output_dir: Path = Path("runs/sft")
     """Checkpoints, figures, report and the final model."""
 
@@ -72,7 +72,7 @@ from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm, check_isolation, set_length
 from hfkit.replies import answer, answer_by_default, end_turns_at, ended_share, questions, score_replies
-from hfkit.run import Run
+from hfkit.run import NOTHING_HELD_OUT, Run
 from hfkit.tokenizer import tokenizer_hash
 
 NUM_ANSWERS, NUM_SHOWN = 48, 3  # answers drawn at the end to see whether they end; those shown each time
@@ -108,13 +108,15 @@ def main(config: SftConfig) -> None:
         f"{len(data.train)} conversations in {packed.num_rows} rows of {length} tokens, {packed.useful_share:.1%} of "
         f"them in use; {data.facts['cut_at_a_turn']} cut after a turn, {left_out} left out."
     )
+    if not data.validation:
+        run.say(NOTHING_HELD_OUT)
     plan = plan_steps(config.train, packed.num_rows, length, run.rank, run.world_size)
     run.set_up(CausalLMLoss(model, config.label_smoothing), config.optim, plan, tokenizer)
-    asked = questions(data.held_out or texts.train, NUM_ANSWERS)
+    asked = [talk for talk in questions(data.held_out or texts.train, NUM_ANSWERS) if len(chat.prompt(talk)) < length]
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         scores = score_replies(run.accelerator, module, held_out, chat.end_id)
-        if run.progress.step == plan.max_steps:
+        if run.progress.step == plan.max_steps and asked:
             scores["ended_share"] = ended_share(answer(model, chat, asked, config.generation, config.seed))
         return scores
 

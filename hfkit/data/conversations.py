@@ -158,11 +158,11 @@ def load_texts(
 def chat_tokenizer(
     config: ChatDataConfig, model: ModelConfig, own: TokenizerConfig, texts: Iterable[str]
 ) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer, or one trained on ``texts`` for a model from scratch, with its chat template.
+    """Return the tokenizer named, else the model's, else one trained on ``texts``, with its chat template.
 
     The template is `data.chat_template`, else the tokenizer's own, else ours where the tokenizer has our chat tokens.
     """
-    named = model if model.path else own
+    named = own if own.path else model
     tokenizer = load_tokenizer(named.path, named.revision) if named.path else train_tokenizer(texts, own)
     set_template(tokenizer, None if config.chat_template is None else config.chat_template.read_text("utf-8"))
     return tokenizer
