@@ -4,6 +4,7 @@ Processors count joules themselves (Linux's powercap, often readable for root al
 fans and power supplies are not in it.
 """
 
+import os
 import time
 from pathlib import Path
 
@@ -42,8 +43,14 @@ def read_count(zone: Path, name: str = "energy_uj") -> int | None:
 
 
 def gpu_watts() -> float:
-    """Return what the GPUs that this process sees draw; 0 without one, or without hfkit[gpu], which asks the driver."""
+    """Return what the GPUs of this machine's processes draw, one each in order; 0 where one does not report it.
+
+    hfkit[gpu] brings the library that asks the driver.
+    """
+    if not torch.cuda.is_initialized():  # trained on the processor, whatever GPUs there are
+        return 0.0
+    used = min(torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
-        return sum(torch.cuda.power_draw(index) for index in range(torch.cuda.device_count())) / 1000
-    except (ModuleNotFoundError, RuntimeError, AssertionError):
+        return sum(torch.cuda.power_draw(index) for index in range(used)) / 1000
+    except Exception:  # the drivers' libraries raise errors of many classes of their own: no estimate ends a run
         return 0.0
