@@ -40,18 +40,26 @@ def write_model_card(output_dir: Path, repo_id: str | None = None) -> str:
     return text
 
 
-def render_model_card(output_dir: Path, model_dir: Path, repo_id: str | None = None, step: int | None = None) -> str:
+def render_model_card(
+    output_dir: Path,
+    model_dir: Path,
+    repo_id: str | None = None,
+    step: int | None = None,
+    said: dict[str, Any] | None = None,
+) -> str:
     """Return the card of a model as Markdown.
 
     Args:
         repo_id: Where it will be; None takes the configuration's, or else the folder `model`.
         step: Step of a checkpoint of a run; None is the finished model, and only then are there results.
+        said: `license` and `language` in place of the configuration's; what is None here stays.
     """
     facts = read_facts(output_dir)
     config, passport, audit = facts["config"], facts["passport"], facts["audit"]
+    config["hub"] = config.get("hub", {}) | {key: value for key, value in (said or {}).items() if value is not None}
     model = read_json(model_dir / "config.json") or {}
     result = facts["result"] if step is None else {}
-    name = repo_id or config.get("hub", {}).get("repo_id") or "model"
+    name = repo_id or config["hub"].get("repo_id") or "model"
     task = find_task(model)
     metadata = model_metadata(name, task, config, result, passport)
     chat = task == "text-generation" and (model_dir / "chat_template.jinja").exists() and is_tuned_to_chat(config)

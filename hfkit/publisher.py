@@ -7,6 +7,7 @@ system has none) and asks nothing of the network: however slow the Hub is, its b
 in 9 files: 13 ms, at most 24, over 59 hand-overs (2026-11-24, 2 busy CPU cores); under each fault: docs/log.md.
 """
 
+import shlex
 import shutil
 import sys
 import threading
@@ -23,7 +24,7 @@ from huggingface_hub.utils import disable_progress_bars
 from hfkit.checkpoint import list_checkpoints, read_checkpoint, step_folder
 from hfkit.hub import OtherWriter, push_folder
 from hfkit.remote import call, explain
-from hfkit.settings import BadInput, HubConfig
+from hfkit.settings import BadInput, HubConfig, PublishConfig
 from hfkit.staging import complete, stage_branch, stage_final, stage_model
 
 FINISH_TIMEOUT = 600.0  # seconds
@@ -62,6 +63,7 @@ class Publisher:
         self._thread: threading.Thread | None = None
         self._heads: dict[str, str] = {}  # branch → commit that this run made
         self._outcomes: dict[str, Status] = {}  # of the latest checkpoint, of the finished model
+        self._latest: int | None = None  # its step
 
     def due(self, step: int) -> bool:
         """Return whether the checkpoint of this step is to be pushed."""
@@ -87,7 +89,7 @@ class Publisher:
 
     def catch_up(self, model_dir: Path, checkpoints: Path) -> None:
         """Hand over the newest kept checkpoint that was due: the run may have been stopped while it was on its way."""
-        due = [path for path in list_checkpoints(checkpoints) if self.due(int(path.name[5:]))]
+        due = due_checkpoints(checkpoints, self.config.push_every or 0)
         if due:  # what arrived is not sent again
             self.submit(model_dir, int(due[-1].name[5:]), due[-1])
 
@@ -121,12 +123,23 @@ class Publisher:
             self._changed.notify_all()
         if "failed" in self._outcomes.values():
             if model_dir is not None:  # otherwise the run goes on, and pushes again
-                print(f"to finish the push: {finish_command(self.config, self.output_dir)}", file=sys.stderr)
+                self._tell_remedy()
             return "failed"
         shutil.rmtree(self._staging, ignore_errors=True)
         if model_dir is not None:
             print(f"Published: {address(self.config.repo_id)}", file=sys.stderr)
         return "done" if self._outcomes else "none"
+
+    def _tell_remedy(self) -> None:
+        """Print the command that finishes the push, and what it cannot bring back."""
+        kept = [path.name for path in list_checkpoints(self.output_dir / "checkpoints")]
+        if self._outcomes.get("step") == "failed" and (name := step_folder(self._latest or 0)) not in kept:
+            print(
+                f"warning: the branch {name} stays missing: its checkpoint is not kept any more "
+                "(train.keep_checkpoints), so that the command below publishes all but it",
+                file=sys.stderr,
+            )
+        print(f"to finish the push: {finish_command(self.config, self.output_dir)}", file=sys.stderr)
 
     def _wait(self, seconds: float, must_end: Callable[[], bool]) -> None:
         """Wait until nothing is left to push, or the time is up."""
@@ -172,29 +185,38 @@ class Publisher:
         if self._stopped.is_set():
             return
         self._outcomes["model" if job.step is None else "step"] = outcome
+        self._latest = self._latest if job.step is None else job.step
         if problem:
             print(f"warning: pushing {job.name} to {self.config.repo_id} failed: {problem}", file=sys.stderr)
 
 
-def publish_run(config: HubConfig, path: Path) -> str:
+def publish_run(config: PublishConfig, path: Path) -> str:
     """Publish a finished run folder, or a model folder, now; return the address of the repository.
 
-    With `hub.include_checkpoints` every whole checkpoint that the run kept becomes a branch.
+    The whole checkpoints that the run kept become branches as in training: those due by `hub.push_every`, or all with
+    `hub.include_checkpoints` alone.
 
     Raises:
-        BadInput: if the folder holds no model.
+        BadInput: if the folder holds no model, or a card of its own that a license or language was given for.
         HubError: if it failed; repeating it sends what is missing.
     """
     model_dir = path / "model" if (path / "model" / "config.json").exists() else path
     if not (model_dir / "config.json").exists() or not any(model_dir.glob("*.safetensors")):
         raise BadInput(f"{path} is neither a run folder with a finished model/ nor a model folder with safetensors")
     output_dir = model_dir.parent if (model_dir.parent / "config.yaml").exists() else model_dir
+    own_card = (model_dir / "README.md").exists() and not (output_dir / "config.yaml").exists()
+    if own_card and (config.license or config.language):
+        raise BadInput(f"{model_dir} has a card of its own: write hub.license and hub.language into its README.md")
+    every = config.push_every or int(config.include_checkpoints)
+    due = due_checkpoints(output_dir / "checkpoints", every)
+    if every and not due:
+        print(f"warning: {path} keeps no checkpoint for a branch: only main is published", file=sys.stderr)
     staging = output_dir / f".push-{uuid.uuid4().hex[:8]}"
     heads: dict[str, str] = {}
     try:
         stage_final(staging / "main", model_dir, output_dir, config)
         push_job(Job(staging), config, output_dir, heads, threading.Event())
-        for checkpoint in list_checkpoints(output_dir / "checkpoints") if config.include_checkpoints else []:
+        for checkpoint in due:
             job = Job(staging / checkpoint.name, int(read_checkpoint(checkpoint)["step"]))
             stage_branch(job.folder / "branch", model_dir, checkpoint, config)
             push_job(job, config, output_dir, heads, threading.Event())
@@ -203,12 +225,19 @@ def publish_run(config: HubConfig, path: Path) -> str:
     return address(str(config.repo_id))
 
 
+def due_checkpoints(checkpoints: Path, every: int) -> list[Path]:
+    """Return the kept checkpoints of each step that ``every`` divides, oldest first; none if it is 0."""
+    return [path for path in list_checkpoints(checkpoints) if every and int(path.name[5:]) % every == 0]
+
+
 def address(repo_id: str) -> str:
     """Return where people find a model repository."""
     return f"{HfApi().endpoint}/{repo_id}"
 
 
-def push_job(job: Job, config: HubConfig, output_dir: Path, heads: dict[str, str], stopped: threading.Event) -> None:
+def push_job(
+    job: Job, config: PublishConfig, output_dir: Path, heads: dict[str, str], stopped: threading.Event
+) -> None:
     """Complete what is staged and push it: `main` first, so that a new branch begins with the same files."""
     assert config.repo_id is not None
     repo_id, message = config.repo_id, f"Publish {job.name}"
@@ -223,9 +252,15 @@ def push_job(job: Job, config: HubConfig, output_dir: Path, heads: dict[str, str
         push_folder(branch, repo_id, revision=step_folder(job.step), start=start, message=message, stopped=stopped)
 
 
-def finish_command(config: HubConfig, output_dir: Path) -> str:
-    """Return the command that finishes a push."""
-    words = f"python recipes/push.py --model.path {output_dir} --hub.repo_id {config.repo_id}"
-    words += " --hub.private false" if not config.private else ""
-    words += " --hub.include_samples true" if config.include_samples else ""
-    return words + (" --hub.include_checkpoints true" if config.include_checkpoints else "")
+def finish_command(config: PublishConfig, output_dir: Path) -> str:
+    """Return the command that finishes a push, for a shell.
+
+    Example:
+        >>> finish_command(PublishConfig("me/model", push_every=500), Path("my runs/a"))
+        "python recipes/push.py --model.path 'my runs/a' --hub.repo_id me/model --hub.push_every 500"
+    """
+    words = ["python", "recipes/push.py", "--model.path", str(output_dir), "--hub.repo_id", str(config.repo_id)]
+    for name in ("private", "push_every", "include_samples", "include_checkpoints"):
+        if (value := getattr(config, name)) != getattr(PublishConfig, name):  # its default
+            words += [f"--hub.{name}", str(value).lower()]
+    return shlex.join(words)

@@ -487,8 +487,8 @@ class RepositoryConfig:
 
 
 @dataclass
-class HubConfig(RepositoryConfig):
-    """Publishing a run's model, and its checkpoints while it trains."""
+class PublishConfig(RepositoryConfig):
+    """Publishing a run's model, and its checkpoints."""
 
     push_every: int | None = None
     """Optimizer steps between pushes, each saved first and then also a branch `step-…`; null: only at the end. Training
@@ -497,13 +497,19 @@ class HubConfig(RepositoryConfig):
     """Publish samples.jsonl and predictions.jsonl too, which may quote the data."""
     include_checkpoints: bool = False
     """Put the training state into each `step-…` branch, so that `--resume hub` continues on another machine."""
-    revision: str | None = None
-    """Branch that `--resume hub` begins from, such as step-00001000; null is the newest whole one, there or here."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.push_every is not None and self.push_every < 0:
             raise BadInput(f"hub.push_every must be at least 0, not {self.push_every}")
+
+
+@dataclass
+class HubConfig(PublishConfig):
+    """Publishing a run's model, its checkpoints while it trains, and going on from one that is there."""
+
+    revision: str | None = None
+    """Branch that `--resume hub` begins from, such as step-00001000; null is the newest whole one, there or here."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from hfkit.files import read_json, write_atomic, write_json
 from hfkit.hub import STATE_FOLDER
 from hfkit.passport import public_passport
 from hfkit.remote import HubError
-from hfkit.settings import HubConfig
+from hfkit.settings import PublishConfig
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 MODEL_FILES = (*WEIGHTS, "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
@@ -36,14 +36,14 @@ def stage_model(into: Path, model_dir: Path, checkpoint: Path | None = None) -> 
         link_files(checkpoint, into, ("model.safetensors",))
 
 
-def stage_branch(into: Path, model_dir: Path, checkpoint: Path, config: HubConfig) -> None:
+def stage_branch(into: Path, model_dir: Path, checkpoint: Path, config: PublishConfig) -> None:
     """Link what the branch of a step holds."""
     stage_model(into, model_dir, checkpoint)
     if config.include_checkpoints:
         link_files(checkpoint, into / STATE_FOLDER)
 
 
-def stage_final(into: Path, model_dir: Path, output_dir: Path, config: HubConfig) -> None:
+def stage_final(into: Path, model_dir: Path, output_dir: Path, config: PublishConfig) -> None:
     """Link what `main` holds in the end."""
     stage_model(into, model_dir)
     if config.include_samples:
@@ -69,7 +69,7 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def complete(folder: Path, output_dir: Path, config: HubConfig, step: int | None) -> None:
+def complete(folder: Path, output_dir: Path, config: PublishConfig, step: int | None) -> None:
     """Write the card and the public passport into a staged folder, and take this machine's paths out of the rest.
 
     Raises:
@@ -82,7 +82,8 @@ def complete(folder: Path, output_dir: Path, config: HubConfig, step: int | None
         write_json(folder / "passport.json", public_passport(passport))
     card = folder / "README.md"
     if (output_dir / "config.yaml").exists() or not card.exists():
-        write_atomic(card, render_model_card(output_dir, folder, config.repo_id, step))
+        said = {"license": config.license, "language": config.language}
+        write_atomic(card, render_model_card(output_dir, folder, config.repo_id, step, said))
     check_private(folder, output_dir)
 
 

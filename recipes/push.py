@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hfkit.config import fail, parse_config
-from hfkit.settings import BadInput, HubConfig
+from hfkit.settings import BadInput, PublishConfig
 
 
 @dataclass
@@ -23,12 +23,23 @@ class PublishedModel:
 
 
 @dataclass
+class PushedParts(PublishConfig):
+    """Where, and how much of it."""
+
+    required: bool = True
+    """A push that fails ends with status 4; false makes it a warning, and the status 0."""
+    push_every: int | None = None
+    """Publish each kept checkpoint at a multiple of this many steps too, as a branch `step-…`, as training does; null:
+    none, or all of them with include_checkpoints."""
+
+
+@dataclass
 class PushConfig:
     """Publish a finished run or model folder."""
 
     model: PublishedModel = field(default_factory=PublishedModel)
     """What to publish."""
-    hub: HubConfig = field(default_factory=HubConfig)
+    hub: PushedParts = field(default_factory=PushedParts)
     """Where, and how much of it."""
     output_dir: Path | None = None
     """Folder of a finished run, where model.path is not given."""
@@ -45,7 +56,7 @@ def main() -> int:
         fail("--hub.repo_id is missing; give it as name/model")
 
     from hfkit.remote import HubError, check_access
-    from hfkit.status import PUSH_FAILED
+    from hfkit.status import DONE, PUSH_FAILED
 
     try:
         check_access(replace(config.hub, required=True))
@@ -56,10 +67,11 @@ def main() -> int:
     except BadInput as error:
         fail(str(error))
     except HubError as error:
-        command = " ".join(map(shlex.quote, ["python", *sys.argv]))
-        print(f"error: {error}\nto finish the push: {command}", file=sys.stderr)
-        return PUSH_FAILED
-    return 0
+        kind, status = ("error", PUSH_FAILED) if config.hub.required else ("warning", DONE)
+        command = shlex.join(["python", *sys.argv])
+        print(f"{kind}: {error}\nto finish the push: {command}", file=sys.stderr)
+        return status
+    return DONE
 
 
 if __name__ == "__main__":

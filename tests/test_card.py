@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -307,7 +308,7 @@ def test_push_recipe(hub: LocalHub, run: Path, tmp_path: Path) -> None:
     assert (failed.returncode, failed.stdout) == (4, "")
     command = failed.stderr.strip().splitlines()[-1].removeprefix("to finish the push: python recipes/push.py ")
     hub.heal()
-    done = push(hub, tmp_path / "home", *command.split())  # the command that it printed
+    done = push(hub, tmp_path / "home", *shlex.split(command))  # the command that it printed
     assert (done.returncode, done.stdout) == (0, f"{hub.url}/me/other-name\n"), done.stderr
     files = hub.files("me/other-name")
     assert files["model.safetensors"] == (run / "model" / "model.safetensors").read_bytes()

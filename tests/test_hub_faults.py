@@ -68,18 +68,28 @@ def run_without_hub(server: Server, home: Path, table: list[str]) -> Ended:
     return ended
 
 
-@pytest.mark.parametrize(("kind", "fault"), [("commit", None), *FAULTS])
+@pytest.mark.parametrize(
+    ("kind", "fault", "include"),
+    [("commit", None, True), *((kind, fault, True) for kind, fault in FAULTS), ("branch", 503, False)],
+)
 def test_run_ends_as_documented_and_a_later_push_completes(
-    hub: LocalHub, server: Server, home: Path, alone: Ended, table: list[str], kind: str, fault: int | str | None
+    hub: LocalHub,
+    server: Server,
+    home: Path,
+    alone: Ended,
+    table: list[str],
+    kind: str,
+    fault: int | str | None,
+    include: bool,
 ) -> None:
-    name = f"{kind}-{fault}"
+    name = f"{kind}-{fault}" + ("" if include else "-weights")
     for path in hub.store.folder.glob("?" * 64):  # every run has the same weights, and what is there is not sent again
         path.unlink()
     if fault is not None:
         hub.fail(kind, fault, times=None, **({"Retry_After": "1"} if fault == 429 else {}))
     changed = {
         "hub__push_every": 1,
-        "hub__include_checkpoints": True,
+        "hub__include_checkpoints": include,
         "train__save_every": 1,
         "train__max_steps": STEPS,
     }
@@ -94,14 +104,15 @@ def test_run_ends_as_documented_and_a_later_push_completes(
     assert bool(warnings) != landed and not any(WRITE in line for line in warnings)
 
     hub.heal()
-    words = {"hub.repo_id": f"me/{name}", "hub.include_checkpoints": True}
+    words = {"hub.repo_id": f"me/{name}", "hub.push_every": 1, "hub.include_checkpoints": include}
     done = server.run("push", words, ended.output_dir)
     assert (done.code, done.stdout) == (0, f"{hub.url}/me/{name}\n"), done.stderr
     main = hub.files(f"me/{name}")
     assert main["model.safetensors"] == ended.weights and b"Perplexity" in main["README.md"]
     for folder in kept:
         files = hub.files(f"me/{name}", folder.name)
-        for path in folder.iterdir():
+        assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+        for path in folder.iterdir() if include else []:
             assert files[f"checkpoint/{path.name}"] == path.read_bytes()
 
 

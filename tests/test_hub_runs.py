@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -100,7 +101,7 @@ def test_what_the_hub_stores_holds_neither_token_nor_home(hub: LocalHub, publish
 def finish_push(server: Server, ended: Ended) -> Ended:
     """Run the command that a run printed for finishing its push."""
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("to finish the push: ")]
-    words = line.removeprefix("to finish the push: python recipes/push.py ").split()
+    words = shlex.split(line.removeprefix("to finish the push: python recipes/push.py "))
     settings = {flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
     assert settings["model.path"] == str(ended.output_dir)
     return server.run("push", settings, ended.output_dir)
@@ -121,6 +122,7 @@ def test_required_push_that_fails(hub: LocalHub, server: Server, published: Ende
     done = finish_push(server, ended)
     assert (done.code, done.stdout) == (0, f"{hub.url}/me/required\n"), done.stderr
     assert hub.files("me/required")["model.safetensors"] == ended.weights
+    assert sorted(hub.repo("me/required").branches) == ["main", *STEPS]
 
 
 def test_push_that_is_not_required_is_a_warning(hub: LocalHub, server: Server, published: Ended, home: Path) -> None:

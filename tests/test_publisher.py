@@ -1,15 +1,19 @@
 """Publishing while training goes on: nothing waits, nothing private leaves, every fault ends well."""
 
+import importlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import ModelCard
 
 from hfkit import remote
 from hfkit.files import write_json
@@ -204,6 +208,94 @@ def test_under_every_fault_files_stay_whole_and_a_later_push_completes(
     assert remote_content(hub)["model.safetensors"] == before["model/model.safetensors"]
     branch = remote_content(hub, "step-00000003")
     assert branch["checkpoint/manifest.json"] == before["checkpoints/step-00000003/manifest.json"]
+
+
+@pytest.fixture(name="recipe")
+def push_recipe(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The recipe push, called with the words of a command line."""
+    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
+    main = importlib.import_module("push").main
+
+    def call(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["recipes/push.py", *map(str, words)])
+        return int(main())
+
+    return call
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_the_printed_command_publishes_what_is_missing(
+    hub: LocalHub, run: Path, recipe: Callable[..., int], capsys: pytest.CaptureFixture[str], include: bool
+) -> None:
+    run = run.rename(run.parent / "my 'first' run")
+    hub.fail("branch", 403, times=None)
+    publisher = Publisher(all_config(push_every=3, include_checkpoints=include), run)
+    publisher.submit(run / "model", 3, run / "checkpoints" / "step-00000003")
+    assert publisher.finish(run / "model") == "failed"
+    assert list(hub.repo(REPO).branches) == ["main"]
+    hub.heal()
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    words = shlex.split(line.removeprefix("to finish the push: "))
+    assert words[:2] == ["python", "recipes/push.py"] and words[3] == str(run)
+    assert recipe(*words[2:]) == 0
+    assert sorted(hub.repo(REPO).branches) == ["main", "step-00000003"]  # not the kept steps 1 and 2: none were due
+    branch = remote_content(hub, "step-00000003")
+    assert branch["model.safetensors"] == (run / "checkpoints/step-00000003/model.safetensors").read_bytes()
+    assert any(name.startswith("checkpoint/") for name in branch) == include
+
+
+def test_a_branch_that_nothing_can_bring_back_is_named(
+    hub: LocalHub, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.fail("branch", 403, times=None)
+    publisher = Publisher(all_config(), run)
+    publisher.submit(run / "model", 2, run / "checkpoints" / "step-00000002")
+    shutil.rmtree(run / "checkpoints" / "step-00000002")
+    assert publisher.finish(run / "model") == "failed"
+    failed, lost, command = capsys.readouterr().err.strip().splitlines()
+    assert failed.startswith("warning: pushing step 2") and command.startswith("to finish the push")
+    assert lost.startswith("warning: the branch step-00000002 stays missing: its checkpoint is not kept any more")
+
+
+def test_push_warns_where_it_finds_no_checkpoint(
+    hub: LocalHub, run: Path, recipe: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert recipe("--model.path", run, "--hub.repo_id", REPO, "--hub.push_every", 4) == 0
+    assert "keeps no checkpoint for a branch: only main is published" in capsys.readouterr().err
+    assert list(hub.repo(REPO).branches) == ["main"]
+
+
+@pytest.mark.parametrize(("required", "code"), [([], 4), (["--hub.required", "false"], 0)])
+def test_a_push_that_is_not_required_fails_with_a_warning(
+    hub: LocalHub,
+    run: Path,
+    recipe: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    required: list[str],
+    code: int,
+) -> None:
+    hub.fail("commit", 403, times=None)
+    assert recipe("--model.path", run, "--hub.repo_id", REPO, *required) == code
+    assert capsys.readouterr().err.startswith("warning: " if required else "error: ")
+
+
+def test_push_refuses_a_revision(recipe: Callable[..., int], run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        recipe("--model.path", run, "--hub.repo_id", REPO, "--hub.revision", "step-00000001")
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2 and line.startswith("error: ") and "hub.revision" in line
+
+
+def test_license_and_language_of_a_push_are_on_the_card(hub: LocalHub, run: Path) -> None:
+    publish_run(all_config(license="mit", language=["en", "de"]), run)
+    for branch in ("main", "step-00000002"):
+        data = ModelCard(remote_content(hub, branch)["README.md"].decode()).data.to_dict()
+        assert (data["license"], data["language"]) == ("mit", ["en", "de"])
+    folder = run.parent / "theirs"
+    shutil.copytree(run / "model", folder)
+    (folder / "README.md").write_text("A card of its own.")
+    with pytest.raises(BadInput, match="has a card of its own"):
+        publish_run(HubConfig(repo_id="me/theirs", license="mit"), folder)
 
 
 def test_only_a_model_is_published(tmp_path: Path) -> None:
