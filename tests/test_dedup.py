@@ -1,6 +1,8 @@
 """Duplicates and overlap: planted pairs at known similarity, datasketch and brute force as judges."""
 
+import os
 import random
+import resource
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -165,6 +167,33 @@ def test_rows_of_several_files_are_read_as_one_array(tmp_path: Path) -> None:
     some = np.array([99, 0, 30, 30, 31, 5])
     assert (rows[some] == table[some]).all()
     rows.close()
+
+
+def test_more_files_than_may_be_open_are_read(tmp_path: Path) -> None:
+    table = np.random.default_rng(7).integers(0, 2**32, (600, 8), dtype=np.uint32)
+    paths = [tmp_path / str(number) for number in range(300)]
+    for number, path in enumerate(paths):
+        table[2 * number : 2 * number + 2].tofile(path)
+    opened, (soft, hard) = len(os.listdir("/dev/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
+    rows = Rows(paths, np.uint32, 8)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 280, hard))
+    try:
+        assert (rows[0:600] == table).all()
+        some = np.random.default_rng(8).integers(0, 600, 2000)
+        assert (rows[some] == table[some]).all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        rows.close()
+    assert len(os.listdir("/dev/fd")) == opened
+
+
+def test_sorting_opens_a_bounded_number_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equal, "AT_ONCE", 10)
+    monkeypatch.setattr(equal, "_MOST_FILES", 4)
+    keys = np.random.default_rng(9).integers(0, 2**64, (200, 1), np.uint64)
+    for count, parts in ((11, 2), (20, 2), (21, 4), (200, 4)):
+        found = list(equal.gather_equal([(keys[:count], np.arange(count))], count))
+        assert len(found) == parts and sum(len(documents) for documents, _ in found) == count
 
 
 def test_what_does_not_fit_in_memory_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def gather_equal(
         if parts := [_join(*chunk) for chunk in chunks]:
             yield _order(np.concatenate(parts))
         return
-    bits = min(_MOST_FILES, -(-count // AT_ONCE) - 1).bit_length()
+    bits = (min(_MOST_FILES, -(-count // AT_ONCE)) - 1).bit_length()
     with ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile(dir=folder)) for _ in range(1 << bits)]
         width = 0
