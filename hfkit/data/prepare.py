@@ -27,7 +27,7 @@ from hfkit.progress import Progress
 from hfkit.settings import BadInput, DataConfig, TokenizerConfig
 from hfkit.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
 
-TEXT_FORMAT = 2  # raised when the same settings would give other text
+TEXT_FORMAT = 3  # raised when the same settings would give other text or another account
 
 
 @dataclass(frozen=True)
