@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from hfkit.data.workers import map_in_order, num_workers
 from hfkit.settings import BadInput, ExecutorConfig
 
 POLL = 5.0  # seconds between looks at the tasks of a cluster
+PATIENCE = 60  # looks in a row without an answer, five minutes: Slurm's controller may be starting again
+_JOBS = "jobs.txt"  # the step's jobs at Slurm, in the folder of its logs, for whoever comes after
 
 Share = Callable[[int, int], None]
 """What a task does, given its number and how many there are."""
@@ -50,7 +53,8 @@ def run_tasks(executor: ExecutorConfig, scratch: Path, name: str, share: Share, 
         scratch: Folder that all tasks reach; gets the logs, and the marks of completed tasks.
 
     Raises:
-        BadInput: what a task raised, or where to look when tasks ended without being done.
+        BadInput: what a task raised.
+        RuntimeError: where to look when tasks ended without being done: for want of memory or time, or with their node.
     """
     tasks = tasks or executor.tasks
     logs = scratch / "logs" / name
@@ -66,11 +70,10 @@ def run_tasks(executor: ExecutorConfig, scratch: Path, name: str, share: Share, 
             job.run()
     finally:
         setup_default_logger()
-    if executor.name == "slurm":
-        _wait_for_slurm(job)
     if left := job.get_incomplete_ranks(skip_completed=True):
-        told = [path.read_text() for path in sorted(logs.glob("error-*.txt"))]
-        raise BadInput(told[0] if told else f"{len(left)} tasks of the step {name} did not end well; see {logs}")
+        if told := sorted(logs.glob("error-*.txt")):
+            raise BadInput(told[0].read_text())
+        raise RuntimeError(f"{len(left)} tasks of the step {name} did not end well; see {logs}")
 
 
 class LocalExecutor(LocalPipelineExecutor):
@@ -90,6 +93,59 @@ class LocalExecutor(LocalPipelineExecutor):
             pass
 
 
+class SlurmExecutor(SlurmPipelineExecutor):
+    """datatrove's executor under Slurm, which waits for its jobs, and takes them back where it ends before they do."""
+
+    def launch_job(self) -> None:
+        """Submit the tasks that were not completed before, and wait until all are done or the job left the queue."""
+        logs = Path(self.logging_dir.path)
+        cancel_jobs(logs)  # of a run that was killed: the same tasks would run twice at a time
+        self.job_id_retriever: Callable[[str], str] = partial(_note_job, logs, self.job_id_retriever)
+        try:
+            super().launch_job()
+            while self.get_incomplete_ranks(skip_completed=True) and _is_queued(self.job_id):
+                time.sleep(POLL)
+            if self.get_incomplete_ranks(skip_completed=True):
+                time.sleep(POLL)  # what the last task wrote reaches this machine late on some file systems
+        finally:
+            if self.get_incomplete_ranks(skip_completed=True):
+                _scancel(logs)
+            else:
+                (logs / _JOBS).unlink(missing_ok=True)
+
+
+def cancel_jobs(logs: Path) -> None:
+    """Cancel the Slurm jobs of a step that have not ended, and wait until they are gone."""
+    for job in _scancel(logs):
+        while _is_queued(job):
+            time.sleep(POLL)
+    (logs / _JOBS).unlink(missing_ok=True)
+
+
+def _note_job(logs: Path, retrieve: Callable[[str], str], printed: str) -> str:
+    job = retrieve(printed)
+    with (logs / _JOBS).open("a") as file:
+        file.write(f"{job}\n")
+    return job
+
+
+def _scancel(logs: Path) -> list[str]:
+    jobs = path.read_text().split() if (path := logs / _JOBS).exists() else []
+    if jobs:
+        subprocess.run(["scancel", *jobs], capture_output=True)  # those that ended are unknown to it, and an error
+    return jobs
+
+
+def _is_queued(job: str) -> bool:
+    """Return whether a job waits or runs; no answer is no sign of its end."""
+    for _ in range(PATIENCE):
+        listed = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True)
+        if listed.returncode == 0 or "Invalid job id" in listed.stderr:  # what ended long ago is unknown
+            return bool(listed.stdout.strip())
+        time.sleep(POLL)
+    raise RuntimeError(f"squeue failed {PATIENCE} times in a row: {listed.stderr.strip()}")
+
+
 class RayExecutor(RayPipelineExecutor):
     """datatrove's executor on a Ray cluster, the one that RAY_ADDRESS names or else one on this machine.
 
@@ -107,7 +163,7 @@ class RayExecutor(RayPipelineExecutor):
 
 
 def _build_executor(executor: ExecutorConfig, step: Step, logs: Path, tasks: int) -> PipelineExecutor:
-    kinds = {"local": LocalExecutor, "slurm": SlurmPipelineExecutor, "ray": RayExecutor}
+    kinds = {"local": LocalExecutor, "slurm": SlurmExecutor, "ray": RayExecutor}
     given = {"job_name": f"hfkit-{step.name}"} if executor.name == "slurm" else {}
     try:
         return kinds[executor.name](
@@ -115,15 +171,3 @@ def _build_executor(executor: ExecutorConfig, step: Step, logs: Path, tasks: int
         )
     except TypeError as error:
         raise BadInput(f"executor.options: {str(error).partition(' ')[2]}") from None
-
-
-def _wait_for_slurm(job: SlurmPipelineExecutor) -> None:
-    """Wait until every task is done, or the job has left the queue."""
-    queued = True
-    while queued and job.get_incomplete_ranks(skip_completed=True):
-        time.sleep(POLL)
-        # A job that ended long ago is unknown to squeue, which is then an error.
-        listed = subprocess.run(["squeue", "--noheader", "--jobs", str(job.job_id)], capture_output=True, text=True)
-        queued = listed.returncode == 0 and bool(listed.stdout.strip())
-    if not queued:
-        time.sleep(POLL)  # what the last task wrote reaches this machine late on some file systems

@@ -23,7 +23,7 @@ from hfkit.data.holdout import Holdout, build_holdout
 from hfkit.data.hooks import Hook, load_hooks
 from hfkit.data.sources import Part, Source
 from hfkit.data.texts import TextWriter, join_texts
-from hfkit.data.winnow import compare, write_kept
+from hfkit.data.winnow import compare, open_passages, write_kept
 from hfkit.data.words import prepare_tables
 from hfkit.data.workers import map_in_order
 from hfkit.progress import Progress
@@ -54,8 +54,9 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
     for draft, source, account in zip(drafts, sources, accounts, strict=True):
         write_draft(draft, source, config, holdout, account)
     compare(scratch, drafts, config, join_validation(folder, drafts))
+    passages = open_passages(scratch, config)
     for draft, first, account in zip(drafts, first_numbers(drafts), accounts, strict=True):
-        write_kept(draft, first, config, account)
+        write_kept(draft, first, passages, account)
     join_kept(folder, drafts)
     shutil.rmtree(scratch)
     return conclude(accounts)

@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkit.data.account import Account
 from hfkit.data.drafts import Draft
-from hfkit.data.executors import run_tasks
-from hfkit.data.once import scratch_beside
+from hfkit.data.executors import cancel_jobs, run_tasks
+from hfkit.data.once import discard, scratch_beside
 from hfkit.data.prepare import Work
 from hfkit.data.refine import (
     choose_holdout,
@@ -41,7 +41,7 @@ from hfkit.data.shards import join_streams
 from hfkit.data.sources import Part, Source, resolve_evaluation, resolve_sources
 from hfkit.data.texts import list_groups
 from hfkit.data.tokens import Counts, describe_streams, write_groups
-from hfkit.data.winnow import compare, write_kept
+from hfkit.data.winnow import compare, open_passages, write_kept
 from hfkit.data.words import prepare_tables
 from hfkit.settings import BadInput, DataConfig, ExecutorConfig
 
@@ -70,7 +70,7 @@ def refine_spread(
     for path in scratch.glob("*.parquet"):
         if path.stem in ("validation", "test"):
             shutil.copyfile(path, folder / path.name)
-    shutil.rmtree(scratch)
+    discard(scratch.parent, folder)
     return facts
 
 
@@ -85,7 +85,7 @@ def write_streams_spread(
         join_streams(parts, folder, path.stem)
     counts = [json.loads((part / "counts.json").read_text()) for part in parts]
     total = {name: Counts(*map(sum, zip(*(part[name] for part in counts), strict=True))) for name in counts[0]}
-    shutil.rmtree(scratch)
+    discard(scratch.parent, folder)
     return describe_streams(total, tokenizer)
 
 
@@ -109,9 +109,10 @@ def compare_all(rank: int, tasks: int, scratch: Path, config: DataConfig) -> Non
 def keep_share(rank: int, tasks: int, scratch: Path, config: DataConfig) -> None:
     """Write what stays of the parts of one task."""
     drafts = [draft for draft, _ in _list_drafts(scratch, resolve_sources(config))]
+    passages = open_passages(scratch, config)
     for draft, first in list(zip(drafts, first_numbers(drafts), strict=True))[rank::tasks]:
         account = Account.load(draft.account)
-        write_kept(draft, first, config, account, workers=1)
+        write_kept(draft, first, passages, account, workers=1)
         account.save(draft.outcome)
 
 
@@ -139,5 +140,10 @@ def _task_folder(scratch: Path, rank: int) -> Path:
 def _scratch_for(folder: Path, executor: ExecutorConfig) -> Path:
     """Return the folder of unfinished work; what was spread over another number of tasks begins anew."""
     scratch = scratch_beside(folder) / f"{executor.tasks}-tasks"
+    for left in scratch.parent.glob("*-tasks"):
+        if left != scratch:
+            for logs in left.glob("logs/*"):
+                cancel_jobs(logs)
+            discard(left, folder)
     scratch.mkdir(parents=True, exist_ok=True)
     return scratch

@@ -84,6 +84,7 @@ class TextWriter:
 
 def join_texts(paths: Sequence[Path], target: Path, schema: pyarrow.Schema = SCHEMA) -> None:
     """Write the texts of several files, one file after another, as one file; a single file gets another name."""
+    target.unlink(missing_ok=True)  # of an attempt that was stopped; it may be another name of what is read here
     if len(paths) == 1:
         try:
             os.link(paths[0], target)

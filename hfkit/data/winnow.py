@@ -1,4 +1,8 @@
-"""Which of the cleaned documents stay: not those that repeat an earlier one, nor those that hold evaluation text."""
+"""Which of the cleaned documents stay: not those that repeat an earlier one, nor those that hold evaluation text.
+
+What repeats a document is dropped as its duplicate even where that document is dropped for evaluation text, so that of
+such a cluster nothing stays: what is near to evaluation text is not wanted either.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -31,15 +35,23 @@ def compares_passages(config: DataConfig) -> bool:
     return config.decontaminate and config.split_by == "document"
 
 
-def write_kept(draft: Draft, first: int, config: DataConfig, account: Account, workers: int | None = None) -> None:
+def open_passages(scratch: Path, config: DataConfig) -> Passages | None:
+    """Return the passages that `compare` gathered, where there are any to look for."""
+    passages = Passages(scratch) if compares_passages(config) else None
+    return passages if passages and passages.count else None
+
+
+def write_kept(
+    draft: Draft, first: int, passages: Passages | None, account: Account, workers: int | None = None
+) -> None:
     """Write the documents of a draft that stay, and the list of those that do not.
 
     Args:
         first: The number of the draft's first document among those of all drafts.
+        passages: What `open_passages` gave, once for many drafts.
         account: Gets what became of each.
     """
-    passages = Passages(draft.folder) if compares_passages(config) else None
-    check = partial(_overlaps, passages=passages if passages and passages.count else None)
+    check = partial(_overlaps, passages=passages)
     with (
         TextWriter(draft.kept) as kept,
         TextWriter(draft.overlaps, schema=OVERLAPS) as overlapping,
