@@ -14,6 +14,7 @@ from hfkit.data.order import EMPTY
 from hfkit.loop import to_device
 from hfkit.metrics import score_classification
 from hfkit.model import find_length
+from hfkit.remote import resolve_model
 from hfkit.settings import BadInput
 from hfkit.tokenizer import open_tokenizer
 
@@ -70,14 +71,18 @@ def name_predictions(
     ]
 
 
-def classify_texts(folder: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+def classify_texts(path: str | Path, texts: Sequence[str], revision: str | None = None) -> list[dict[str, Any]]:
     """Classify texts with a model that the sentiment recipe saved: text, prediction, scores of each.
 
+    Args:
+        path: Its folder or Hub id.
+
     Raises:
-        BadInput: for a folder without such a model, and for an empty text.
+        BadInput: for an empty text, and where there is no such model.
     """
     if any(not text.strip() for text in texts) or not texts:
         raise BadInput("classify: the text is empty")
+    folder = resolve_model(path, revision)
     tokenizer = open_tokenizer(folder)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)

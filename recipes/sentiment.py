@@ -64,7 +64,6 @@ from hfkit.files import digest_of
 from hfkit.launch import launch
 from hfkit.metrics import write_predictions
 from hfkit.prediction import classify_texts, name_predictions, predict, score_labels
-from hfkit.remote import resolve_model
 from hfkit.run import Run
 from hfkit.tokenizer import tokenizer_hash, train_tokenizer
 
@@ -152,9 +151,9 @@ def describe(config: SentimentConfig, data: Labelled, tokenizer: PreTrainedToken
 
 def classify(config: SentimentConfig) -> None:
     """Print one JSON line for each text: text, prediction, scores."""
-    folder = resolve_model(config.model.path or config.output_dir / "model", config.model.revision)
+    model = config.model.path or config.output_dir / "model"
     texts = [line.rstrip("\n") for line in sys.stdin] if config.classify == "-" else [str(config.classify)]
-    for row in classify_texts(folder, texts):
+    for row in classify_texts(model, texts, config.model.revision):
         print(json.dumps(row, ensure_ascii=False))
 
 
