@@ -5,6 +5,7 @@ the same for every split into processes and micro-batches.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,17 @@ def load_classifier_tokenizer(
 
 
 def build_classifier(
-    config: ClassifierConfig, tokenizer: PreTrainedTokenizerBase, label_names: Sequence[str], seed: int = 0
+    config: ClassifierConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    label_names: Sequence[str],
+    seed: int = 0,
+    adapter: AdapterConfig | None = None,
 ) -> PreTrainedModel:
-    """Build a model with a head for the classes, in fp32; what is new in it depends on the seed alone."""
+    """Build a model with a head for the classes, in fp32; what is new in it depends on the seed alone.
+
+    Args:
+        adapter: Where it asks for LoRA, the body is frozen and its matrices get the low-rank updates.
+    """
     labels: dict[str, Any] = {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: number for number, name in enumerate(label_names)},
@@ -71,8 +80,8 @@ def build_classifier(
         model.resize_token_embeddings(len(tokenizer))
     if config.dropout:
         add_dropout(model, config.dropout)
-    if config.lora_rank:
-        _add_lora(model, config.lora_rank)
+    if adapter and adapter.rank:
+        _adapt_body(model, adapter)
     return model
 
 
@@ -119,11 +128,11 @@ def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if id(parameter) not in body]
 
 
-def _add_lora(model: PreTrainedModel, rank: int) -> None:
-    """Freeze the body and add low-rank updates to its matrices; the head stays trainable."""
+def _adapt_body(model: PreTrainedModel, adapter: AdapterConfig) -> None:
+    """Freeze the body and put LoRA beside its matrices; the head stays trainable."""
     head, body = head_parameters(model), {id(module) for module in model.base_model.modules()}
     matrices = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and id(m) in body]
-    attach_adapter(model, AdapterConfig(rank=rank, target_modules=matrices))
+    attach_adapter(model, replace(adapter, target_modules=adapter.target_modules or matrices))
     for parameter in head:
         parameter.requires_grad_(True)
 

@@ -67,8 +67,8 @@ class Publisher:
 
     def due(self, step: int) -> bool:
         """Return whether the checkpoint of this step is to be pushed."""
-        every = self.config.push_every
-        return bool(self.config.repo_id and every) and step % (every or 1) == 0
+        every = self.config.branch_every
+        return bool(self.config.repo_id and every) and step % every == 0
 
     def submit(self, model_dir: Path, step: int, checkpoint: Path) -> None:
         """Hand over a whole, saved checkpoint; returns at once, and the files may be changed or deleted after.
@@ -89,7 +89,7 @@ class Publisher:
 
     def catch_up(self, model_dir: Path, checkpoints: Path) -> None:
         """Hand over the newest kept checkpoint that was due: the run may have been stopped while it was on its way."""
-        due = due_checkpoints(checkpoints, self.config.push_every or 0)
+        due = due_checkpoints(checkpoints, self.config.branch_every)
         if due:  # what arrived is not sent again
             self.submit(model_dir, int(due[-1].name[5:]), due[-1])
 
@@ -207,9 +207,8 @@ def publish_run(config: PublishConfig, path: Path) -> str:
     own_card = (model_dir / "README.md").exists() and not (output_dir / "config.yaml").exists()
     if own_card and (config.license or config.language):
         raise BadInput(f"{model_dir} has a card of its own: write hub.license and hub.language into its README.md")
-    every = config.push_every or int(config.include_checkpoints)
-    due = due_checkpoints(output_dir / "checkpoints", every)
-    if every and not due:
+    due = due_checkpoints(output_dir / "checkpoints", config.branch_every)
+    if config.branch_every and not due:
         print(f"warning: {path} keeps no checkpoint for a branch: only main is published", file=sys.stderr)
     staging = output_dir / f".push-{uuid.uuid4().hex[:8]}"
     heads: dict[str, str] = {}

@@ -30,6 +30,7 @@ def describe_identity(
         shape: The fields of the model's configuration.
         more: What a task adds.
     """
+    adapter = asdict(config.adapter) if hasattr(config, "adapter") else {}
     identity = {
         "data": data_key,
         "tokenizer": tokenizer,
@@ -41,6 +42,7 @@ def describe_identity(
         **{f"optim.{name}": value for name, value in asdict(optim).items()},
         **{f"model.{name}": value for name, value in shape.items()},
         "model.dropout": config.model.dropout,
+        **{f"adapter.{name}": value for name, value in adapter.items()},
         **more,
     }
     return json.loads(json.dumps(identity, default=str))

@@ -36,7 +36,7 @@ from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_id
 from hfkit.selection import Selection
 from hfkit.settings import BadInput, OptimConfig, RunConfig
 from hfkit.sharding import gathered
-from hfkit.status import describe
+from hfkit.status import as_text
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
 DESCRIPTION = ".description"  # configuration and tokenizer, published beside a checkpoint's weights
@@ -169,7 +169,7 @@ class Run:
         )
         if self.facts.audit:
             write_json(self.output_dir / "audit.json", self.facts.audit)
-        if self.hub.repo_id and self.hub.push_every:
+        if self.hub.repo_id and self.hub.branch_every:
             export_description(self.model, self.tokenizer, self.output_dir / DESCRIPTION)
         self.recorder.start_trackers(self.config.tracking, config_dict(self.config))
         if source:
@@ -328,7 +328,7 @@ class Run:
         write_json(self.output_dir / "result.json", result)
         write_report(self.output_dir)
         write_model_card(self.output_dir, self.hub.repo_id)
-        print(describe(result))
+        print(as_text(result))
         self.say(f"The model is in {model_folder}, curves and samples in {self.output_dir / 'report.html'}.")
         self._finish_pushes(model_folder)
         self.accelerator.end_training()

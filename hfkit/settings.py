@@ -144,7 +144,8 @@ class RowsConfig:
     max_documents: int | None = None
     """Read at most this many documents of the training data; in a mixture, of each source."""
     cache_dir: Path | None = None
-    """Prepared data, shared by all recipes; null is $HFKIT_CACHE or ~/.cache/hfkit."""
+    """Where prepared text is kept for all recipes; null is $HFKIT_CACHE or ~/.cache/hfkit. Labelled texts, pairs and
+    conversations are small: they are read anew each time, and nothing of them is kept."""
 
     def __post_init__(self) -> None:
         if self.train_files is not None and self.dataset is not None:
@@ -496,12 +497,18 @@ class PublishConfig(RepositoryConfig):
     include_samples: bool = False
     """Publish samples.jsonl and predictions.jsonl too, which may quote the data."""
     include_checkpoints: bool = False
-    """Put the training state into each `step-…` branch, so that `--resume hub` continues on another machine."""
+    """Put the training state into each `step-…` branch, so that `--resume hub` continues on another machine; without
+    push_every every checkpoint that is saved becomes such a branch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.push_every is not None and self.push_every < 0:
             raise BadInput(f"hub.push_every must be at least 0, not {self.push_every}")
+
+    @property
+    def branch_every(self) -> int:
+        """Steps between the checkpoints that become branches, where they are saved; 0: none does."""
+        return self.push_every or int(self.include_checkpoints)
 
 
 @dataclass
@@ -549,8 +556,6 @@ class ClassifierConfig(ModelConfig):
     """Share of the target probability that is spread evenly over all classes."""
     pad_token: str | None = None
     """Token that fills short rows, where the model's tokenizer has none; a new one is added to the vocabulary."""
-    lora_rank: int = 0
-    """Train low-rank updates of this rank, and the head, instead of all weights (needs hfkit[peft]); 0 trains all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -559,10 +564,6 @@ class ClassifierConfig(ModelConfig):
             raise BadInput(f"model.head_learning_rate must be above 0, not {self.head_learning_rate}")
         if isinstance(self.class_weights, dict) and min(self.class_weights.values(), default=0) <= 0:
             raise BadInput(f"model.class_weights: every weight must be above 0, not {self.class_weights}")
-        if self.lora_rank < 0:
-            raise BadInput(f"model.lora_rank must be at least 0, not {self.lora_rank}")
-        if self.lora_rank and find_spec("peft") is None:
-            raise BadInput("model.lora_rank needs peft: pip install 'hfkit[peft]'")
 
 
 @dataclass

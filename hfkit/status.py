@@ -108,6 +108,6 @@ def read_status(output_dir: Path) -> dict[str, Any]:
     return read_json(output_dir / "status.json") or {}
 
 
-def describe(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """Return a result as indented JSON for the console."""
     return json.dumps(result, indent=2, ensure_ascii=False)

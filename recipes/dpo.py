@@ -7,7 +7,7 @@ Rows hold `prompt`, `chosen` and `rejected`. The model before training is the re
 answer is computed once, at the start.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config
@@ -90,9 +90,8 @@ def main(config: DpoConfig) -> None:
     key = digest_of([pairs.digest(), held_out.digest()])
     validation = len(held_out.pairs) if texts.validation else 0
     facts = {"key": key, "splits": {"train": len(pairs.pairs), "validation": validation}}
-    identity = {"beta": config.beta} | {f"adapter.{name}": value for name, value in asdict(config.adapter).items()}
     hashed = tokenizer_hash(tokenizer)
-    run = Run(config, Facts(key, hashed, identity, facts, {"sha256": hashed}))
+    run = Run(config, Facts(key, hashed, {"beta": config.beta}, facts, {"sha256": hashed}))
     run.say(f"{len(pairs.pairs)} pairs to train on, {validation} held out." if validation else NOTHING_HELD_OUT)
 
     model = build_causal_lm(config.model, tokenizer, config.seed)

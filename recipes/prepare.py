@@ -54,7 +54,7 @@ from hfkit.facts import Facts
 from hfkit.files import write_json
 from hfkit.launch import current_status, launch
 from hfkit.passport import write_passport
-from hfkit.status import describe, is_main_process
+from hfkit.status import as_text, is_main_process
 
 
 def main(config: PrepareConfig) -> None:
@@ -74,7 +74,7 @@ def main(config: PrepareConfig) -> None:
     known = facts.data | describe_named(config.data)
     write_passport(config.output_dir, data=known, tokenizer=facts.tokenizer, seed=config.seed)
     shown = {name: data.audit[name] for name in ("documents", "removed", "splits", "tokenizer", "reused")}
-    print(describe({**shown, "text": str(data.text)}))
+    print(as_text({**shown, "text": str(data.text)}))
     if config.hub.repo_id and (status := current_status()):
         status.update(push="failed")
         if publish_corpus(config.hub, config.output_dir, data.text):

@@ -69,7 +69,7 @@ from hfkit.launch import build_accelerator, launch
 from hfkit.losses import CausalLMLoss
 from hfkit.model import find_length, load_causal_lm, set_length
 from hfkit.remote import resolve_model
-from hfkit.status import describe
+from hfkit.status import as_text
 from hfkit.tokenizer import load_tokenizer
 
 
@@ -94,7 +94,7 @@ def main(config: ScoreConfig) -> None:
         result |= score_passages(config, accelerator, model, data)
     if accelerator.is_main_process:
         write_json(config.output_dir / "result.json", result)
-        print(describe(result))
+        print(as_text(result))
 
 
 def score_passages(

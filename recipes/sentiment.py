@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config_or_builtin
-from hfkit.settings import BadInput, ClassifierConfig, LabelDataConfig, ModelConfig, RunConfig
+from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig, LabelDataConfig, ModelConfig, RunConfig
 
 BUILTIN = Path(__file__).parent / "configs" / "sentiment" / "builtin.yaml"
 EPOCHS = 5.0  # where neither epochs nor max_steps are given
@@ -24,6 +24,8 @@ class SentimentConfig(RunConfig):
     """Which labelled texts, and what becomes of long ones."""
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Body, head, class weights."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """LoRA on the body instead of training every weight of it; merged into model/."""
     adapt: int = 0
     """Optimizer steps of language modelling on the training texts, before the head is added (causal models)."""
     classify: str | None = None
@@ -79,7 +81,7 @@ def main(config: SentimentConfig) -> None:
     run = Run(config, describe(config, data, tokenizer), select="macro_f1")
 
     length, long_texts = config.data.sequence_length, config.data.long_texts
-    model = build_classifier(body, tokenizer, data.label_names, config.seed)
+    model = build_classifier(body, tokenizer, data.label_names, config.seed, config.adapter)
     note_reading(model.config, length, long_texts)
     encoded = {split: encode_texts(tokenizer, texts, length, long_texts) for split, texts in data.texts.items()}
     run.say(notes_on(data, encoded, length))
@@ -142,9 +144,8 @@ def describe(config: SentimentConfig, data: Labelled, tokenizer: PreTrainedToken
     facts = {"splits": splits, "label_names": data.label_names, "unlabelled": len(data.unlabelled)}
     key = digest_of([facts, digest_of(data.unlabelled)])[:16]
     own = {name: value for name, value in asdict(config.model).items() if name not in asdict(ModelConfig())}
-    identity = {"adapt": config.adapt, "data.long_texts": config.data.long_texts} | {
-        f"model.{name}": value for name, value in own.items()
-    }
+    identity = {"adapt": config.adapt, "data.long_texts": config.data.long_texts}
+    identity |= {f"model.{name}": value for name, value in own.items()}
     hashed = tokenizer_hash(tokenizer)
     return Facts(key, hashed, identity, {"key": key, **facts}, {"sha256": hashed, "vocab_size": len(tokenizer)})
 

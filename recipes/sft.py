@@ -8,7 +8,7 @@ Exactly the assistant's tokens and the token that ends its turn carry loss. Whol
 see each other. `model/` ends its answers by itself and carries the chat template: `recipes/chat.py` talks to it.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config
@@ -86,7 +86,6 @@ def main(config: SftConfig) -> None:
     chat = ChatFormat(tokenizer)
     data = load_conversations(config.data, chat, texts)
     identity = {"label_smoothing": config.label_smoothing, "neftune_alpha": config.neftune_alpha}
-    identity |= {f"adapter.{name}": value for name, value in asdict(config.adapter).items()}
     hashed = tokenizer_hash(tokenizer)
     facts = {"key": data.key, **data.facts}
     run = Run(config, Facts(data.key, hashed, identity, facts, {"sha256": hashed}, audit=facts))

@@ -57,7 +57,7 @@ from hfkit.facts import Facts
 from hfkit.files import digest_of
 from hfkit.launch import build_accelerator, launch
 from hfkit.remote import resolve_model
-from hfkit.run import Run
+from hfkit.run import NOTHING_HELD_OUT, Run
 from hfkit.tokenizer import tokenizer_hash
 from hfkit.translation import (
     LOADERS,
@@ -107,6 +107,8 @@ def main(config: TranslationConfig) -> None:
 def tell(run: Run, data: Pairs, cut: dict[str, list[float]], length: int) -> None:
     """Print what became of the pairs."""
     run.say(f"Training pairs: {len(data.train)}; removed: {data.removed}.")
+    if not data.validation:
+        run.say(NOTHING_HELD_OUT)
     for split, (sources, targets) in cut.items():
         run.say(f"Cut at {length} tokens: {sources:.1%} of {split} sources, {targets:.1%} of targets.")
 

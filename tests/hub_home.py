@@ -61,8 +61,8 @@ def settings(home: Path, repo_id: str, **changed: Any) -> Words:
 
 @pytest.fixture(scope="module", name="published")
 def published_run(server: Server, home: Path) -> Ended:
-    """A run whose every fourth step was published, with its training state, and the finished model."""
-    words = settings(home, "me/model", hub__include_checkpoints=True)
+    """A run whose every fourth step, as saved, was published with its training state, and the finished model."""
+    words = settings(home, "me/model", hub__include_checkpoints=True, hub__push_every=None)
     ended = server.run("pretrain", words, home / "published", before="hub_children.waiting_for_each_push")
     assert (ended.code, ended.status["push"]) == (0, "done"), ended.stderr
     return ended

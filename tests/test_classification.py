@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
 from hfkit.loop import train_step
 from hfkit.optim import build_optimizer
 from hfkit.prediction import predict, score_labels
-from hfkit.settings import BadInput, ClassifierConfig, OptimConfig, TokenizerConfig
+from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig, OptimConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
 from processes import run_in_processes
 
@@ -260,10 +261,14 @@ def test_a_causal_model_without_pad_token_is_told_what_to_do(tmp_path: Path) -> 
     assert model.config.pad_token_id == own.pad_token_id == len(own) - 1 == model.config.vocab_size - 1
 
 
+@pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_low_rank_updates_train_little_and_are_added_to_the_saved_model(
-    tokenizer: PreTrainedTokenizerBase, encoded: Encoded
+    tokenizer: PreTrainedTokenizerBase, encoded: Encoded, quantize: Literal["none", "int8"]
 ) -> None:
-    model = build_classifier(ClassifierConfig(config_overrides=SHAPE, lora_rank=2), tokenizer, NAMES)
+    if quantize == "int8":
+        pytest.importorskip("torchao")
+    config, adapter = ClassifierConfig(config_overrides=SHAPE), AdapterConfig(rank=2, quantize=quantize)
+    model = build_classifier(config, tokenizer, NAMES, adapter=adapter)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "score" in name for name in trained) and any("score" in name for name in trained)
     with torch.no_grad():
