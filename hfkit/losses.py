@@ -18,17 +18,24 @@ from hfkit.data.shards import IGNORE_INDEX
 CHUNK = 1 << 22  # logits held at once; 4 M fp32 values are 16 MB, about a last-level cache
 CUDA_CHUNK = 1 << 28  # 1 GB: thousands of rows at a time, so that each product fills the device
 
-Score = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+Score = Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
 
 
-def score_rows(logits: Tensor, targets: Tensor, factor: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy of rows of logits, and the gradient of ``factor`` times it, both in fp32.
+def score_rows(
+    logits: Tensor, targets: Tensor, factor: Tensor, smoothing: float, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of rows of logits, and the gradient of ``factor`` times the objective, in fp32.
+
+    The objective is the cross-entropy plus ``z_loss`` times log²Z, Z the sum of the exponentials of a row's logits: it
+    keeps logits from drifting (Chowdhery et al., 2022, PaLM, arXiv:2204.02311, section 5). It is in the gradient alone,
+    so that losses with and without it compare.
 
     Args:
         logits: (rows, vocabulary).
         targets: (rows,); ``IGNORE_INDEX`` where no loss is taken.
         factor: ().
         smoothing: Share of each target's probability that is spread evenly over the vocabulary.
+        z_loss: Coefficient of log²Z.
     """
     scores = logits.float()
     counted = targets != IGNORE_INDEX
@@ -40,6 +47,8 @@ def score_rows(logits: Tensor, targets: Tensor, factor: Tensor, smoothing: float
     # The largest of them is 1 / Σ exp(score − largest score): the normaliser, without another pass through exp.
     normaliser = scores.amax(-1) - gradient.amax(-1).log()
     loss = ((normaliser - expected) * counted).sum()
+    if z_loss:  # the derivative of log²Z is 2 log Z times the probabilities
+        gradient = gradient.mul_((1 + 2 * z_loss * normaliser)[:, None])
     if smoothing:
         gradient = gradient.sub_(smoothing / gradient.shape[1])
     if torch.compiler.is_compiling():  # … minus targets: a comparison is fused with what is around it
@@ -52,9 +61,9 @@ def score_rows(logits: Tensor, targets: Tensor, factor: Tensor, smoothing: float
 class ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of ``hidden @ weight.T`` against ``targets``, in chunks of rows.
 
-    A share ``smoothing`` of each target's probability may be spread over the vocabulary. The forward pass makes the
-    gradients as it goes, so that no (rows × vocabulary) tensor outlives its chunk and nothing is computed twice; the
-    price is one gradient of ``hidden`` and one of ``weight`` kept until backward.
+    A share ``smoothing`` of each target's probability may be spread over the vocabulary, and a z-loss be added to the
+    gradient. The forward pass makes the gradients as it goes, so that no (rows × vocabulary) tensor outlives its chunk
+    and nothing is computed twice; the price is one gradient of ``hidden`` and one of ``weight`` kept until backward.
     Products run in the dtype of ``hidden``; the sum and the weight's gradient are fp32.
     """
 
@@ -66,6 +75,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         upstream: float,
         smoothing: float,
+        z_loss: float,
         with_gradients: bool,
         score: Score,
     ) -> Tensor:
@@ -81,7 +91,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows_at_once):
                 rows = hidden[start : start + rows_at_once]
-                loss, gradient = score(rows @ matrix.T, targets[start : start + rows_at_once], factor, smoothing)
+                wanted = targets[start : start + rows_at_once]
+                loss, gradient = score(rows @ matrix.T, wanted, factor, smoothing, z_loss)
                 total += loss
                 if with_gradients:
                     # Scaled in fp32 before the cast: fp16 holds nothing below 6e-8, where most probabilities lie.
@@ -100,7 +111,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Hand out the gradients that the forward pass made."""
         hidden_gradient, weight_gradient = context.saved_tensors
         factor = upstream / context.upstream
-        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), *5 * (None,)
+        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), *6 * (None,)
 
 
 def chunked_cross_entropy(
@@ -109,6 +120,7 @@ def chunked_cross_entropy(
     targets: Tensor,
     upstream: float = 1.0,
     smoothing: float = 0.0,
+    z_loss: float = 0.0,
     score: Score = score_rows,
 ) -> Tensor:
     """Return the summed cross-entropy in nats.
@@ -119,6 +131,7 @@ def chunked_cross_entropy(
         targets: (rows,) the id that each row should predict; ``IGNORE_INDEX`` where none.
         upstream: What the loss will be multiplied by before backward.
         smoothing: Share of each target's probability that is spread evenly over the vocabulary.
+        z_loss: Coefficient of log²Z, whose gradient is added and whose value is not.
         score: ``score_rows``, or the same compiled.
     """
     if torch.is_autocast_enabled(hidden.device.type):
@@ -127,7 +140,8 @@ def chunked_cross_entropy(
         counted = targets != IGNORE_INDEX
         if not counted.all():  # prompts and padding: no products for them
             hidden, targets = hidden[counted], targets[counted]
-    return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, smoothing, torch.is_grad_enabled(), score)
+    with_gradients = torch.is_grad_enabled()
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, upstream, smoothing, z_loss, with_gradients, score)
 
 
 class LossModule(nn.Module):
@@ -161,11 +175,16 @@ class LossModule(nn.Module):
 class TokenLoss(LossModule):
     """Cross-entropy of a model's next tokens, without ever holding all logits where its head is a plain product."""
 
-    def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
-        """Spread ``label_smoothing`` of each target's probability over the vocabulary, in training only."""
+    def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
+        """Build the loss of ``model``.
+
+        Args:
+            label_smoothing: Share of each target's probability that is spread over the vocabulary, in training only.
+            z_loss: Coefficient of log²Z, in the gradient only.
+        """
         super().__init__(model)
         self.plain_head = has_plain_head(model)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def score(self, inputs: dict[str, Any], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return (summed loss in nats, number of targets) of ``targets``, shifted already, given the model's inputs."""
@@ -175,27 +194,26 @@ class TokenLoss(LossModule):
             weight = self.model.get_output_embeddings().weight
             rows = hidden.flatten(0, 1)
             score = self.score_rows if self.training else score_rows
-            loss = chunked_cross_entropy(rows, weight, targets.flatten(), self.upstream, smoothing, score)
+            loss = chunked_cross_entropy(rows, weight, targets.flatten(), self.upstream, smoothing, self.z_loss, score)
         else:
-            logits = self.model(**inputs, use_cache=False).logits.float()  # (rows, T, vocabulary)
+            logits = self.model(**inputs, use_cache=False).logits.float().flatten(0, 1)  # (rows * T, vocabulary)
             loss = nn.functional.cross_entropy(
-                logits.flatten(0, 1),
-                targets.flatten(),
-                ignore_index=IGNORE_INDEX,
-                reduction="sum",
-                label_smoothing=smoothing,
+                logits, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
             )
+            if self.z_loss:
+                squares = logits.logsumexp(-1)[targets.flatten() != IGNORE_INDEX].square().sum()
+                loss = loss + self.z_loss * (squares - squares.detach())  # its gradient, and 0
         return loss, (targets != IGNORE_INDEX).sum()
 
 
 class CausalLMLoss(TokenLoss):
     """Next-token loss of a causal model on packed or padded rows."""
 
-    def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: PreTrainedModel, label_smoothing: float = 0.0, z_loss: float = 0.0) -> None:
         """See ``TokenLoss``; the model attends as ``hfkit.attention`` says from here on."""
         use_training_attention(model)
         keep_stream_narrow(model)
-        super().__init__(model, label_smoothing)
+        super().__init__(model, label_smoothing, z_loss)
 
     def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return (summed loss in nats, number of targets).

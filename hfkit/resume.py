@@ -99,6 +99,8 @@ def compare_identity(old: dict[str, Any], new: dict[str, Any], accepted: list[st
     Args:
         accepted: Names that may differ, with or without their section.
     """
+    # An earlier hfkit's checkpoint lacks settings that came later: it was saved under what is now their default.
+    old = {f"optim.{name}": value for name, value in asdict(OptimConfig()).items()} | old
     free = set(accepted)
     if new["optim.schedule"] in ("constant", "wsd") and new["train.max_steps"] > old["train.max_steps"]:
         free.add("max_steps")

@@ -350,10 +350,14 @@ class OptimConfig:
     """AdamW's denominator guard."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this global L2 norm; 0 measures without clipping."""
+    z_loss: float = 0.0
+    """Coefficient of PaLM's z-loss against drifting logits (1e-4 is usual): in the gradient, not in `loss`."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise BadInput(f"optim.learning_rate must be above 0, not {self.learning_rate}")
+        if self.z_loss < 0:
+            raise BadInput(f"optim.z_loss must be at least 0, not {self.z_loss}")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise BadInput(f"optim.warmup_steps must be at least 0, not {self.warmup_steps}")
 

@@ -50,6 +50,8 @@ class DpoConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.beta < 0:
             raise BadInput(f"beta must be at least 0, not {self.beta}")
+        if self.optim.z_loss:
+            raise BadInput("optim.z_loss is for losses over the vocabulary, and DPO's is not one; leave it out")
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once

@@ -54,7 +54,7 @@ def main(config: PretrainConfig) -> None:
 
     rows = sum(stream.num_rows(length) for stream in data.train)
     plan = plan_steps(config.train, rows, length, run.rank, run.world_size)
-    run.set_up(CausalLMLoss(model), config.optim, plan, data.tokenizer)
+    run.set_up(CausalLMLoss(model, z_loss=config.optim.z_loss), config.optim, plan, data.tokenizer)
 
     def evaluate(module: nn.Module) -> dict[str, float]:
         return score_held_out(run.accelerator, module, data, length)

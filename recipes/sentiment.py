@@ -36,6 +36,10 @@ class SentimentConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.adapt < 0:
             raise BadInput(f"adapt must be at least 0, not {self.adapt}")
+        if self.optim.z_loss:
+            raise BadInput(
+                "optim.z_loss is for losses over the vocabulary, and a classifier's is not one; leave it out"
+            )
         if self.train.max_steps is None and self.train.epochs is None:
             self.train.epochs = EPOCHS
 

@@ -110,7 +110,8 @@ def main(config: SftConfig) -> None:
     if not data.validation:
         run.say(NOTHING_HELD_OUT)
     plan = plan_steps(config.train, packed.num_rows, length, run.rank, run.world_size)
-    run.set_up(CausalLMLoss(model, config.label_smoothing), config.optim, plan, tokenizer)
+    loss = CausalLMLoss(model, config.label_smoothing, config.optim.z_loss)
+    run.set_up(loss, config.optim, plan, tokenizer)
     asked = [talk for talk in questions(data.held_out or texts.train, NUM_ANSWERS) if len(chat.prompt(talk)) < length]
 
     def evaluate(module: nn.Module) -> dict[str, float]:

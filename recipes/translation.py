@@ -85,7 +85,8 @@ def main(config: TranslationConfig) -> None:
     tell(run, data, cut, config.data.sequence_length)
 
     plan, batches = plan_pairs(config.train, encoded["train"].lengths, config.seed, run.rank, run.world_size)
-    run.set_up(TranslationLoss(model, config.model.label_smoothing), config.optim, plan, codec)
+    loss = TranslationLoss(model, config.model.label_smoothing, config.optim.z_loss)
+    run.set_up(loss, config.optim, plan, codec)
 
     def validate(module: nn.Module) -> dict[str, float]:
         return score_held_out_pairs(run.accelerator, module, encoded.get("validation", encoded["train"]))

@@ -54,7 +54,7 @@ class Bench:
         self.accelerator = build_accelerator(TrainConfig(precision="fp32"))
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         settings, plan_ = OptimConfig(learning_rate=0.01, warmup_steps=3), plan(rank, world)
-        module = CausalLMLoss(tiny_model(dropout=dropout))
+        module = CausalLMLoss(tiny_model(dropout=dropout), label_smoothing=0.1, z_loss=0.01)
         self.module, self.optimizer = self.accelerator.prepare(module, build_optimizer(module, settings))
         self.inner = self.accelerator.unwrap_model(self.module).model
         self.figures: list[tuple[float, float, float]] = []

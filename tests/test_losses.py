@@ -40,6 +40,41 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.
     )
 
 
+def plain_with_z_loss(logits: Tensor, targets: Tensor, smoothing: float, z_loss: float) -> Tensor:
+    """PaLM's objective as autograd sees it."""
+    counted = targets != IGNORE_INDEX
+    loss = functional.cross_entropy(logits[counted], targets[counted], reduction="sum", label_smoothing=smoothing)
+    return loss + z_loss * (torch.logsumexp(logits[counted], -1) ** 2).sum()
+
+
+@pytest.mark.parametrize("score", [score_rows, torch.compile(score_rows, backend="eager")], ids=["eager", "compiled"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_z_loss_is_in_the_gradient_and_not_in_the_value(chunk: int, smoothing: float, score: Any) -> None:
+    hidden, weight, targets = draw()
+    ours = chunked_cross_entropy(hidden, weight, targets, 0.37, smoothing, z_loss=0.02, score=score)
+    assert torch.allclose(ours, plain(hidden, weight, targets, smoothing), rtol=1e-6)
+    expected = plain_with_z_loss(hidden @ weight.T, targets, smoothing, 0.02)
+    gradients = torch.autograd.grad(0.37 * ours, (hidden, weight))
+    for ours_, theirs in zip(gradients, torch.autograd.grad(0.37 * expected, (hidden, weight)), strict=True):
+        assert torch.allclose(ours_, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "llama"])
+def test_z_loss_of_models_of_either_path(model_type: str) -> None:
+    model = own_head_model(model_type) if model_type in OWN_HEADS else tiny_model()
+    judge = copy.deepcopy(model)
+    inputs, targets = draw_ids()
+    module = CausalLMLoss(model, label_smoothing=0.1, z_loss=0.02).train()
+    loss, _ = module(inputs, targets)
+    assert torch.allclose(loss, CausalLMLoss(copy.deepcopy(model), 0.1).train()(inputs, targets)[0], rtol=1e-6)
+    loss.backward()
+    plain_with_z_loss(judge(inputs).logits.flatten(0, 1), targets.flatten(), 0.1, 0.02).backward()
+    others = dict(judge.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, others[name].grad, rtol=1e-4, atol=1e-5), name
+    assert torch.equal(module.eval()(inputs, targets)[0], CausalLMLoss(model).eval()(inputs, targets)[0])
+
+
 def test_rows_without_a_target_cost_no_products() -> None:
     hidden, weight, targets = draw()
     seen: list[int] = []
@@ -158,13 +193,17 @@ OWN_HEADS = {
 }
 
 
-@pytest.mark.parametrize("model_type", OWN_HEADS)
-def test_models_that_scale_or_cap_their_logits_take_the_plain_path(model_type: str) -> None:
+def own_head_model(model_type: str) -> PreTrainedModel:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     ids = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     config = AutoConfig.for_model(model_type, **shape, intermediate_size=48, **ids, **OWN_HEADS[model_type])
-    model = AutoModelForCausalLM.from_config(config)
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("model_type", OWN_HEADS)
+def test_models_that_scale_or_cap_their_logits_take_the_plain_path(model_type: str) -> None:
+    model = own_head_model(model_type)
     assert not CausalLMLoss(model).plain_head
     compare(model)
 

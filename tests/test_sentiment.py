@@ -219,6 +219,7 @@ GOOD: Rows = [("so fine", "good"), ("so sad", "bad"), ("a fine day", "good"), ("
                      id="a class without weight"),
         pytest.param({"model.label_smoothing": 1.0}, ("model.label_smoothing must lie in [0, 1)",), None,
                      id="label smoothing"),
+        pytest.param({"optim.z_loss": 1e-4}, ("optim.z_loss", "vocabulary", "leave it out"), None, id="z-loss"),
         pytest.param({"classify": " "}, ("classify: the text is empty",), None, id="nothing to classify"),
     ],
 )  # fmt: skip

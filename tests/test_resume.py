@@ -1,0 +1,26 @@
+"""Whether a checkpoint is this run's."""
+
+from pathlib import Path
+
+import pytest
+
+from hfkit.data.batches import Plan, Split
+from hfkit.resume import compare_identity, describe_identity
+from hfkit.settings import BadInput, OptimConfig, RunConfig
+
+
+def identity(**optim: float) -> dict[str, object]:
+    return describe_identity(RunConfig(), OptimConfig(**optim), Plan(10, Split(4, 2), None), {}, "data", "tokenizer")
+
+
+def test_a_setting_that_came_later_was_at_its_default(tmp_path: Path) -> None:
+    earlier = identity()
+    del earlier["optim.z_loss"]
+    compare_identity(earlier, identity(), [], tmp_path)
+    with pytest.raises(BadInput, match=r"optim\.z_loss was 0\.0, now 0\.0001"):
+        compare_identity(earlier, identity(z_loss=1e-4), [], tmp_path)
+
+
+def test_what_changes_the_gradient_changes_the_run(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"optim\.z_loss was 0\.001, now 0\.0"):
+        compare_identity(identity(z_loss=1e-3), identity(), [], tmp_path)
