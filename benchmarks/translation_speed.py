@@ -1,17 +1,17 @@
-"""Translating a file: hfkit's batches of similar length against plain ``generate`` in the file's order.
+"""Translating a file: hfkit's search in batches of similar length against plain ``generate`` in the file's order.
 
     python benchmarks/translation_speed.py --model.path runs/multi30k-short/model --texts runs/multi30k-short/test.src
 
-Each way translates the same sentences with the model's own search, alternated; the figures are medians of CPU seconds,
-which other work on the machine disturbs least. Batches in the file's order wait for their longest sentence; one
-sentence at a time is what a loop over the file does.
+Each way translates the same sentences, alternated, with the model's own beams and then greedily; the figures are
+medians of CPU seconds, which other work disturbs least. Plain ``generate`` has batches of 32 and of hfkit's size.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,9 +20,11 @@ from transformers import PreTrainedModel
 from hfkit.codec import Codec
 from hfkit.decoding import open_translator, translate
 from hfkit.launch import tune_process
-from results import save_result
+from hfkit.settings import DecodingConfig
+from hfkit.translation import set_decoding
+from results import save_result, spread
 
-BATCH_SIZE, PAIRS = 32, 3
+SIZE, PAIRS = DecodingConfig().batch_size, 5
 
 
 @torch.no_grad()
@@ -36,6 +38,34 @@ def plainly(model: PreTrainedModel, codec: Codec, texts: list[str], batch_size: 
     return [text.strip() for text in found]
 
 
+def compare(model: PreTrainedModel, codec: Codec, texts: list[str]) -> dict[str, Any]:
+    """Return the figures of each way with the model's search as it is set."""
+    accelerator = Accelerator(cpu=True)
+    ways: dict[str, Callable[[], list[str]]] = {
+        "hfkit": lambda: [each.text for each in translate(accelerator, model, codec, texts, SIZE)],
+        **{f"plain generate, {size}": partial(plainly, model, codec, texts, size) for size in (32, SIZE)},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[str]] = {}
+    for _ in range(PAIRS):
+        for name, way in ways.items():
+            start = time.process_time()
+            found[name] = way()
+            seconds[name].append(time.process_time() - start)
+    ratios = {
+        name: spread([theirs / ours for theirs, ours in zip(values, seconds["hfkit"], strict=True)])
+        for name, values in seconds.items()
+    }
+    return {
+        name: {
+            "cpu_seconds": spread(values),
+            "ours_is_faster_by": ratios[name],
+            "same_translations": sum(a == b for a, b in zip(found[name], found["hfkit"], strict=True)),
+        }
+        for name, values in seconds.items()
+    }
+
+
 def main() -> None:
     """Time the ways and write their figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,31 +77,12 @@ def main() -> None:
     model, codec = open_translator(asked.model)
     model.eval()
     texts = asked.texts.read_text("utf-8").splitlines()[: asked.lines]
-    accelerator = Accelerator(cpu=True)
-    ways: dict[str, Callable[[], list[str]]] = {
-        "hfkit": lambda: [each.text for each in translate(accelerator, model, codec, texts, BATCH_SIZE)],
-        "plain generate, batches": lambda: plainly(model, codec, texts, BATCH_SIZE),
-        "plain generate, one by one": lambda: plainly(model, codec, texts, 1),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    texts_of: dict[str, list[str]] = {}
-    for _ in range(PAIRS):
-        for name, way in ways.items():
-            start = time.process_time()
-            texts_of[name] = way()
-            seconds[name].append(time.process_time() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    figures = {
-        name: {
-            "cpu_seconds": round(medians[name], 2),
-            "range": [round(min(values), 2), round(max(values), 2)],
-            "times_hfkit": round(medians[name] / medians["hfkit"], 2),
-            "same_translations": sum(a == b for a, b in zip(texts_of[name], texts_of["hfkit"], strict=True)),
-        }
-        for name, values in seconds.items()
-    }
-    search = {"num_beams": model.generation_config.num_beams, "batch_size": BATCH_SIZE, "sentences": len(texts)}
-    save_result("translation_speed", {**search, "ways": figures})
+    beams = model.generation_config.num_beams
+    result = {"pairs": PAIRS, "sentences": len(texts), "batch_size": SIZE, "threads": torch.get_num_threads()}
+    result[f"{beams} beams"] = compare(model, codec, texts)
+    set_decoding(model, codec, DecodingConfig(num_beams=1, max_new_tokens=model.generation_config.max_new_tokens))
+    result["greedy"] = compare(model, codec, texts)
+    save_result("translation_speed", result)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from hfkit.codec import TARGET_FOLDER, Codec
+from hfkit.search import can_search, search
 from hfkit.settings import BadInput
 from hfkit.tokenizer import open_tokenizer
 from hfkit.translation import LOADERS
@@ -58,9 +59,9 @@ def _search(model: PreTrainedModel, codec: Codec, prompts: list[list[int]]) -> l
     real = [[0] * len(fill) + [1] * len(ids) for fill, ids in zip(filling, prompts, strict=True)]
     mask = torch.tensor(real if left else [row[::-1] for row in real])
     generate: Any = model.generate
-    output = generate(
-        input_ids=torch.tensor(rows, device=model.device), attention_mask=mask.to(model.device), use_cache=True
-    )
+    inputs = {"input_ids": torch.tensor(rows, device=model.device), "attention_mask": mask.to(model.device)}
+    own = {"custom_generate": search} if can_search(model.generation_config) else {}
+    output = generate(**inputs, use_cache=True, **own)
     # A language token that is forced to come first is not part of the text; M2M-100's would be printed with it.
     begin = longest if left else 1 + (model.generation_config.forced_bos_token_id is not None)
     generated: Tensor = output[:, begin:]  # (rows, tokens)

@@ -635,8 +635,9 @@ class DecodingConfig:
     """Scores are divided by length to this power; above 0 favours longer translations."""
     max_new_tokens: int | None = None
     """Tokens of a translation at most; null is data.sequence_length."""
-    batch_size: int = 32
-    """Sentences translated at once; sorted by length, in any number of processes."""
+    batch_size: int = 64
+    """Sentences translated at once; sorted by length, in any number of processes. A sentence that is done leaves its
+    batch, so that more at once cost little (CPU time of 512 sentences, 5 beams: 9.5 s at 32, 8.4 at 64, 8.5 at 128)."""
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "batch_size", "max_new_tokens"):

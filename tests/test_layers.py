@@ -44,7 +44,7 @@ LAYERS = [
     },
     {"attention", "adapters", "compilation", "model", "losses", "preference", "metrics"},
     {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export", "harness"}
-    | {"classification", "prediction", "translation", "translation_scores", "languages", "codec", "decoding"},
+    | {"classification", "prediction", "translation", "translation_scores", "languages", "codec", "decoding", "search"},
     {"launch", "precision", "sharding", "run", "facts", "recorder", "energy", "selection", "adaptation"}
     | {"hub", "card", "sections", "plan", "resume", "publisher", "staging", "dataset_card"},
 ]
