@@ -18,9 +18,10 @@ HOVERS = 150  # columns with a hover title at most
 
 @dataclass
 class Series:
-    """One curve: ``style`` is a class of the page's style sheet (``main``, ``second``, ``faint``)."""
+    """One curve: ``style`` is a class of the page's style sheet (``main``, ``second`` … ``fifth``, ``faint``)."""
 
     name: str
+    """Empty for a curve that needs no word: neither the legend nor hovering tells of it."""
     points: Points
     style: str = "main"
     dots: bool = False
@@ -64,6 +65,21 @@ def find_ticks(low: float, high: float, count: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
+
+
+def find_log_ticks(low: float, high: float) -> list[float]:
+    """Return round numbers of a logarithmic axis: 1, 2 and 5 of each power of ten, or, of many powers, 1 alone.
+
+    Example:
+        >>> find_log_ticks(0.0009, 0.03), find_log_ticks(3.5, 6.2)
+        ([0.001, 0.002, 0.005, 0.01, 0.02], [4.0, 5.0, 6.0])
+    """
+    if high < 5 * low:
+        return find_ticks(low, high)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    digits = (1, 2, 5) if len(powers) < 5 else (1,)
+    ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -116,6 +132,7 @@ def line_chart(
     x_label: str = "step",
     y_format: Callable[[float], str] = format_short,
     tall: bool = False,
+    log_x: bool = False,
 ) -> str:
     """Return a chart with axes, legend and hover titles; empty text where no series has a number.
 
@@ -124,34 +141,37 @@ def line_chart(
         title: What the y axis shows, with its unit.
         y_format: Turns a y value into a tick label.
         tall: A chart of the page's width, rather than one beside others.
+        log_x: A logarithmic x axis, for values above 0.
     """
     cleaned = [Series(s.name, [(x, y if is_number(y) else None) for x, y in s.points], s.style, s.dots) for s in series]
     drawn = [s for s in cleaned if any(y is not None for _, y in s.points)]
     if not drawn:
         return ""
-    left, right = _span([x for s in drawn for x, _ in s.points], around_zero=False)
+    xs = [x for s in drawn for x, _ in s.points]
+    left, right = _span(xs, around_zero=False)
     low, high = _span([y for s in drawn for _, y in s.points if y is not None], around_zero=True)
+    across, up = _scale(left, right, log_x), _scale(low, high, False)
 
     def place(x: float, y: float) -> str:
-        return f"{1000 * (x - left) / (right - left):.1f} {1000 - 1000 * (y - low) / (high - low):.1f}"
+        return f"{1000 * across(x):.1f} {1000 - 1000 * up(y):.1f}"
 
-    y_ticks, x_ticks = find_ticks(low, high, 6 if tall else 4), find_ticks(left, right, 6 if tall else 4)
+    count = 6 if tall else 4
+    y_ticks = find_ticks(low, high, count)
+    x_ticks = find_log_ticks(left, right) if log_x else find_ticks(left, right, count)
+    if all(x == int(x) for x in xs):  # such as steps, of which there is no half
+        x_ticks = [x for x in x_ticks if x == int(x)]
     grid = "".join(f'<path class="grid" d="M{place(left, y)}H1000"/>' for y in y_ticks)
     curves = "".join(_draw(s, place) for s in drawn)
     y_labels = "".join(
-        f'<span class="y" style="bottom:{100 * (y - low) / (high - low):.2f}%">{escape(y_format(y))}</span>'
-        for y in y_ticks
+        f'<span class="y" style="bottom:{100 * up(y):.2f}%">{escape(y_format(y))}</span>' for y in y_ticks
     )
-    x_labels = "".join(
-        f'<span class="x" style="left:{100 * (x - left) / (right - left):.2f}%">{format_short(x)}</span>'
-        for x in x_ticks
-        if x == int(x)
-    )
-    legend = "".join(f'<span class="key {s.style}">{escape(s.name)}</span>' for s in drawn) if len(drawn) > 1 else ""
+    x_labels = "".join(f'<span class="x" style="left:{100 * across(x):.2f}%">{format_short(x)}</span>' for x in x_ticks)
+    named = [s for s in drawn if s.name]
+    legend = "".join(f'<span class="key {s.style}">{escape(s.name)}</span>' for s in named) if len(named) > 1 else ""
     return (
         f'<figure class="chart{" tall" if tall else ""}"><figcaption><b>{escape(title)}</b>{legend}</figcaption>'
         f'<div class="plot"><svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(title)}">{grid}{curves}{_hovers(drawn, x_label, left, right)}</svg>{y_labels}{x_labels}'
+        f'aria-label="{escape(title)}">{grid}{curves}{_hovers(named, x_label, across)}</svg>{y_labels}{x_labels}'
         f'</div><p class="axis">{escape(x_label)}</p></figure>'
     )
 
@@ -205,6 +225,13 @@ def _span(values: Sequence[float], around_zero: bool) -> tuple[float, float]:
     return low, high + (0.03 * (high - low) if around_zero else 0.0)
 
 
+def _scale(low: float, high: float, log: bool) -> Callable[[float], float]:
+    """Return value → place on an axis from 0 to 1."""
+    if log:
+        return lambda value: math.log(value / low) / math.log(high / low)
+    return lambda value: (value - low) / (high - low)
+
+
 def _draw(series: Series, place: Callable[[float, float], str]) -> str:
     """Return one curve as a path, interrupted at gaps; a point alone between gaps becomes a dot."""
     points = downsample(series.points)
@@ -221,7 +248,7 @@ def _draw(series: Series, place: Callable[[float, float], str]) -> str:
     return f'<path class="curve {series.style}" d="{"".join(path)}"/>{dotted}'
 
 
-def _hovers(series: Sequence[Series], x_label: str, left: float, right: float) -> str:
+def _hovers(series: Sequence[Series], x_label: str, across: Callable[[float], float]) -> str:
     """Return invisible columns over the chart whose titles name the figures nearest to them."""
     figures: dict[float, list[str]] = {}
     for one in series:
@@ -230,10 +257,10 @@ def _hovers(series: Sequence[Series], x_label: str, left: float, right: float) -
                 figures.setdefault(x, []).append(f"{one.name} {format_number(y)}")
     every = sorted(figures)
     shown = every[:: -(-len(every) // HOVERS)]
-    edges = [left, *((a + b) / 2 for a, b in pairwise(shown)), right]
+    edges = [0.0, *((across(a) + across(b)) / 2 for a, b in pairwise(shown)), 1.0]
     columns = []
     for x, (start, end) in zip(shown, pairwise(edges), strict=True):
-        begin, width = 1000 * (start - left) / (right - left), 1000 * (end - start) / (right - left)
+        begin, width = 1000 * start, 1000 * (end - start)
         title = escape(f"{x_label} {format_number(x)}\n" + "\n".join(figures[x]))
         columns.append(
             f'<rect class="hover" x="{begin:.1f}" y="0" width="{width:.1f}" height="1000"><title>{title}</title></rect>'

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from hfkit.files import write_atomic
 from hfkit.masking import mask_secrets
 from hfkit.settings import BadInput
-from hfkit.yaml12 import dump_yaml, read_yaml
+from hfkit.yaml12 import dump_yaml, read_value, read_yaml
 
 Config = TypeVar("Config")
 NOISY = ("torchao", "torch.utils._pytree")  # loggers: an installed torchao warns of kernels for other machines
@@ -47,7 +47,7 @@ def parse_config(config_class: type[Config], args: list[str] | None = None) -> C
     words = sys.argv[1:] if args is None else args
     try:
         hints = field_hints(config_class)
-        flags, files, switches = _split_words(words, hints)
+        flags, entries, files, switches = _split_words(words, hints)
         parser = _build_parser(config_class, with_docstrings="--help" in switches)
         if "--help" in switches:
             parser.print_help()
@@ -60,6 +60,8 @@ def parse_config(config_class: type[Config], args: list[str] | None = None) -> C
                 values = parser.parse_object(content, namespace=values)
         with _in_plain_words(hints, where="--"):
             values = parser.parse_args(flags, namespace=values)
+        for mapping, key, value in entries:
+            values[mapping] = {**values[mapping], key: value}
         config = config_class(**vars(parser.instantiate(values)))
     except BadInput as error:
         fail(str(error))
@@ -69,11 +71,42 @@ def parse_config(config_class: type[Config], args: list[str] | None = None) -> C
     return config
 
 
-def parse_config_or_builtin(config_class: type[Config], builtin: Path) -> Config:
-    """As `parse_config`; where no data is named, the YAML of the built-in set comes before all that is given."""
+def parse_config_or_builtin(
+    config_class: type[Config], builtin: Path, lacks: Callable[[Any], bool] = lambda config: config.data.is_builtin
+) -> Config:
+    """As `parse_config`; where something is not named, the built-in YAML comes before all that is given.
+
+    Args:
+        lacks: Whether it is not: by default the data.
+    """
     words = sys.argv[1:]
-    asked: Any = parse_config(config_class, [word for word in words if word != "--print_config"])
-    return parse_config(config_class, ["--config", str(builtin), *words] if asked.data.is_builtin else words)
+    asked = parse_config(config_class, [word for word in words if word != "--print_config"])
+    return parse_config(config_class, ["--config", str(builtin), *words] if lacks(asked) else words)
+
+
+def replace_settings(config: Config, changes: dict[str, Any], where: str) -> Config:
+    """Return ``config`` with other values under some dotted keys, checked like those of a file.
+
+    Args:
+        where: What a complaint begins with.
+
+    Raises:
+        BadInput: for a key that does not exist, or a value that it does not take.
+    """
+    content, config_class = config_dict(config), type(config)
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = content
+        for section in sections:
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise BadInput(f"{where}: there is no setting {key}{_suggest(key, field_hints(config_class))}")
+        place[name] = value
+    _check_keys(content, config_class, where)
+    parser = _build_parser(config_class, with_docstrings=False)
+    with _in_plain_words(field_hints(config_class), where=f"{where}: "):
+        values = parser.parse_object(content)
+    return config_class(**vars(parser.instantiate(values)))
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -141,9 +174,13 @@ def describe(hint: Any) -> str:
     return {Path: "a path"}.get(hint, "a mapping (JSON on the command line)")
 
 
-def _split_words(words: list[str], hints: dict[str, Any]) -> tuple[list[str], list[Path], set[str]]:
-    """Sort the command line into flags for the parser, configuration files and switches such as ``--help``."""
+Entry = tuple[str, str, Any]  # a setting that is a mapping, one of its keys, and that key's value
+
+
+def _split_words(words: list[str], hints: dict[str, Any]) -> tuple[list[str], list[Entry], list[Path], set[str]]:
+    """Sort the command line into flags for the parser, entries of mappings, files and switches such as ``--help``."""
     flags: list[str] = []
+    entries: list[Entry] = []
     files: list[Path] = []
     switches: set[str] = set()
     for key, values in _group_words(words):
@@ -153,9 +190,21 @@ def _split_words(words: list[str], hints: dict[str, Any]) -> tuple[list[str], li
             if len(values) != 1:
                 raise BadInput("--config needs one YAML file (give it again for more)")
             files.append(Path(values[0]))
+        elif mapping := _mapping_of(key, hints):  # --model.config_overrides.num_hidden_layers 4
+            if not values:
+                raise BadInput(f"--{key} needs a value")
+            read = [read_value(value) for value in values]
+            entries.append((mapping, key.removeprefix(f"{mapping}."), read if len(read) > 1 else read[0]))
         else:
             flags.append(f"--{key}={_flag_value(key, values, hints)}")
-    return flags, files, switches
+    return flags, entries, files, switches
+
+
+def _mapping_of(key: str, hints: dict[str, Any]) -> str | None:
+    """Return the setting, a mapping, of which ``key`` names an entry; the entry's own name may hold dots."""
+    parts = key.split(".")
+    parents = (".".join(parts[:length]) for length in range(1, len(parts)))
+    return next((parent for parent in parents if get_origin(hints.get(parent)) is dict), None)
 
 
 def _group_words(words: list[str]) -> Iterable[tuple[str, list[str]]]:
@@ -176,10 +225,9 @@ def _group_words(words: list[str]) -> Iterable[tuple[str, list[str]]]:
 
 def _flag_value(key: str, values: list[str], hints: dict[str, Any]) -> str:
     """Return the one word that the parser takes for a flag: a bare switch is true, several words are a list."""
-    mapping = key.rsplit(".", 1)[0]  # --model.config_overrides.num_hidden_layers 4 sets one entry of a mapping
-    if key not in hints and get_origin(hints.get(mapping)) is not dict:
+    if key not in hints:
         raise BadInput(f"there is no setting --{key}{_suggest(key, hints, '--')}")
-    hint = hints.get(key, str)
+    hint = hints[key]
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if not values and bool in kinds:
         return "true"

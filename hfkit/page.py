@@ -6,9 +6,11 @@ from typing import Any
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fcfbf9; --card: #f4f2ee; --ink: #23252a; --soft: #6a6d75; --line: #e2dfd8;
-  --main: #2b6a94; --second: #c0582b; --good: #3d7a4f; --bad: #b23a3a; }
+  --main: #2b6a94; --second: #c0582b; --third: #4f8a4d; --fourth: #8b5aa8; --fifth: #a98528;
+  --good: #3d7a4f; --bad: #b23a3a; }
 @media (prefers-color-scheme: dark) { :root { --paper: #16181c; --card: #1f2227; --ink: #e3e3e0; --soft: #989ba3;
-  --line: #31353c; --main: #74b3dc; --second: #e8935f; --good: #7fbf93; --bad: #e58080; } }
+  --line: #31353c; --main: #74b3dc; --second: #e8935f; --third: #8cc48a; --fourth: #c39bde; --fifth: #dcbd6a;
+  --good: #7fbf93; --bad: #e58080; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Noto Sans", "DejaVu Sans", sans-serif; font-variant-numeric: tabular-nums; -webkit-text-size-adjust: 100%; }
@@ -29,12 +31,15 @@ figcaption b { font-weight: 600; margin-right: auto; }
 .key::before { content: ""; display: inline-block; width: 1.1em; height: 0; border-top: 2.5px solid;
   margin-right: .45em; vertical-align: .28em; border-radius: 2px; }
 .key.main::before { color: var(--main); } .key.second::before { color: var(--second); }
+.key.third::before { color: var(--third); } .key.fourth::before { color: var(--fourth); }
+.key.fifth::before { color: var(--fifth); }
 .key.faint::before { color: var(--main); opacity: .5; }
 .plot { position: relative; height: 9.5rem; margin: 0 .8rem 1.5rem 3.2rem; } .tall .plot { height: 19rem; }
 svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
 svg path { fill: none; vector-effect: non-scaling-stroke; stroke-linecap: round; stroke-linejoin: round; }
 .grid { stroke: var(--line); stroke-width: 1; } .curve { stroke-width: 2; } .dot { stroke-width: 6; }
-path.main { stroke: var(--main); } path.second { stroke: var(--second); }
+path.main { stroke: var(--main); } path.second { stroke: var(--second); } path.third { stroke: var(--third); }
+path.fourth { stroke: var(--fourth); } path.fifth { stroke: var(--fifth); }
 path.faint { stroke: var(--main); stroke-width: 1; opacity: .5; }
 .column { fill: var(--main); } .hover { fill: transparent; } .hover:hover { fill: var(--soft); fill-opacity: .18; }
 .y, .x { position: absolute; font-size: .75rem; line-height: 1; color: var(--soft); white-space: nowrap; }

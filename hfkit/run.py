@@ -331,7 +331,8 @@ class Run:
         print(as_text(result))
         self.say(f"The model is in {model_folder}, curves and samples in {self.output_dir / 'report.html'}.")
         self._finish_pushes(model_folder)
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # `end_training` would also end the process group, here alone
+            tracker.finish()
         return result
 
     def _finish_pushes(self, model_folder: Path | None) -> None:

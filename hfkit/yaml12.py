@@ -32,6 +32,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_value(text: str) -> Any:
+    """Return what a word of the command line says: a number, text, a list or a mapping.
+
+    Example:
+        >>> read_value("1e-3"), read_value("no"), read_value("[1, {a: null}]")
+        (0.001, 'no', [1, {'a': None}])
+
+    Raises:
+        BadInput: where it is none of these.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise BadInput(f"{text!r} is neither a number nor text, a list or a mapping") from None
+
+
 def dump_yaml(content: dict[str, Any]) -> str:
     """Return a mapping as YAML, in the order of its keys; ``read_yaml`` gives an equal one back.
 

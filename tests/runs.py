@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ("pretrain", "prepare", "score", "generate", "sentiment", "translation", "push", "sft")
+RECIPES = ("pretrain", "prepare", "score", "generate", "sentiment", "translation", "push", "sft", "sweep")
 PATIENCE = 120.0  # seconds until something that is waited for counts as hanging
 
 Words = dict[str, Any]

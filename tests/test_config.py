@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hfkit.config import config_dict, parse_config, save_config, to_yaml
+from hfkit.config import config_dict, parse_config, replace_settings, save_config, to_yaml
 from hfkit.settings import BadInput, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrackingConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +114,27 @@ def test_flags_take_json_lists_and_bare_switches() -> None:
     assert parse_config(Recipe, ["--data.train_files", '["a", "b"]']).data.train_files == ["a", "b"]
     assert parse_config(Recipe, ["--model.config_overrides.layers", "2"]).model.config_overrides == {"layers": 2}
     assert parse_config(Recipe, ["--model.path", "1e3"]).model.path == "1e3"
+
+
+def test_flags_set_entries_of_mappings_one_by_one(tmp_path: Path) -> None:
+    """Of any name, dots included, each beside what a file or another flag says."""
+    path = write(tmp_path, "model: {config_overrides: {a.b: 1, kept: [2]}}\n")
+    words = "--model.config_overrides.a.b 1e-3 --model.config_overrides.a.c x 2 no".split()
+    config = parse_config(Recipe, [*words, "--model.config_overrides.d={e: null}", "--config", path])
+    assert config.model.config_overrides == {"a.b": 1e-3, "kept": [2], "a.c": ["x", 2, "no"], "d": {"e": None}}
+
+
+def test_settings_are_replaced_and_checked() -> None:
+    base = Recipe(data=DataConfig(sources=[SourceConfig(path="a.txt"), SourceConfig(path="b.txt")]), seed=3)
+    changed = replace_settings(base, {"optim.learning_rate": 1e-2, "model.config_overrides.a": 4}, where="grid")
+    expected = Recipe(data=base.data, seed=3, optim=OptimConfig(learning_rate=1e-2))
+    expected.model.config_overrides = {"a": 4}
+    assert changed == expected and base.optim.learning_rate == 5e-4 and base.model.config_overrides == {}
+    mistakes = {"optim.lr": 1, "seed.x": 1, "optim.name": "sgd", "seed": -1, "train.max_steps": 1.5}
+    words = ["no setting optim.lr", "no setting seed.x", "adamw or muon, not 'sgd'", "at least 0", "a whole number"]
+    for (key, value), said in zip(mistakes.items(), words, strict=True):
+        with pytest.raises(BadInput, match=said):
+            replace_settings(base, {key: value}, where="grid")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ LAYERS = [
             "page",
             "report",
             "audit_page",
+            "scaling",
+            "sweep_report",
             "passport",
             "progress",
             "markdown",

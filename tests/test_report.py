@@ -171,6 +171,24 @@ def test_chart_places_points_by_their_values_and_breaks_at_gaps() -> None:
     assert Page(html).titles == ["step 0\nloss 0", "step 10\nloss 5", "step 30\nloss 10", "step 40\nloss 10"]
 
 
+def test_a_logarithmic_axis_places_points_by_their_ratios_and_an_unnamed_curve_goes_unsaid() -> None:
+    curve, fit = (
+        Series("loss", [(0.001, 1.0), (0.01, 1.0), (0.1, 2.0)]),
+        Series("", [(0.001, 2.0), (0.1, 1.0)], "second"),
+    )
+    html = line_chart([fit, curve], "Loss", x_label="rate", log_x=True)
+    (path,) = re.findall(r'class="curve main" d="([^"]*)"', html)
+    assert path == "M0.0 1000.0L500.0 1000.0L1000.0 29.1"
+    page = Page(html)
+    assert page.titles == ["rate 0.001\nloss 1", "rate 0.01\nloss 1", "rate 0.1\nloss 2"]
+    assert re.findall(r'class="x" style="left:([\d.]+)%">([^<]*)', html)[::3] == [
+        ("0.00", "0.001"),
+        ("50.00", "0.01"),
+        ("100.00", "0.1"),
+    ]
+    assert "key" not in html  # one named curve needs no legend
+
+
 def test_chart_without_numbers_is_left_out() -> None:
     assert line_chart([Series("loss", []), Series("other", [(1, None)])], "Loss") == ""
     assert column_chart([("0–1", 0)], "Lengths", "tokens") == ""
