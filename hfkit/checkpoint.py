@@ -209,11 +209,11 @@ def restore_model(folder: Path, model: nn.Module) -> None:
 def average_models(folders: Sequence[Path], model: nn.Module) -> None:
     """Put the mean of several checkpoints' weights into an unwrapped module."""
     restore_model(folders[0], model)
-    parameters = dict(model.named_parameters())
     for number, folder in enumerate(folders[1:], 2):
         with safe_open(folder / "model.safetensors", "pt") as file, torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.lerp_(_place(file.get_tensor(name), parameter), 1 / number)
+            for name, tensor in _stored(model).items():
+                if tensor.is_floating_point():  # the integers of a quantised weight are frozen
+                    tensor.lerp_(_place(file.get_tensor(name), tensor), 1 / number)
 
 
 def restore_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -283,15 +283,35 @@ class Run:
             if failed[0]:
                 raise OSError(f"{MAX_FAILED_SAVES} checkpoints in a row could not be written; see the warnings above")
 
-    def choose_best(self, evaluate: Evaluate, average: int = 0) -> None:
-        """Put the best state on validation into the model, or the mean of the last checkpoints where that is better.
+    def choose_result(self, evaluate: Evaluate) -> None:
+        """Put the result into the model: the last state or, with ``select``, the best; or the mean of the last ones.
 
-        Args:
-            average: How many of the last checkpoints to average; 0 tries no mean.
+        The mean is tried where `train.average_checkpoints` asks for it, and taken where it is better on validation.
         """
+        if not self.select:
+            self._average_last(evaluate, self.config.train.average_checkpoints)
+            return
         self._forget_lost_best()
+        average = self.config.train.average_checkpoints
         self.chosen = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), average)
         self.evaluated = (-1, {})
+
+    def _average_last(self, evaluate: Evaluate, average: int) -> None:
+        """Put the mean of the last ``average`` checkpoints into the model where it is better than the last state."""
+        if not average:
+            return
+        step = self.progress.step
+        last = self.evaluated[1] if self.evaluated[0] == step else self._look(evaluate)
+        self.selection.forget()
+        self.selection.note(step, last)  # what the mean has to be better than
+        if self.on_main(lambda: self.selection.is_lost(self.checkpoints)):
+            self.say(f"warning: no mean of checkpoints, since that of step {step} could not be saved")
+            return
+        found = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), average)
+        taken = "averaged_steps" in found
+        self.say(f"The mean of the last checkpoints is {'' if taken else 'not '}better than the last state.")
+        self.chosen = {"averaged_steps": found["averaged_steps"], "last_eval_loss": last["eval_loss"]} if taken else {}
+        self.evaluated = (-1, {}) if taken else (step, last)
 
     def _forget_lost_best(self) -> None:
         if self.on_main(lambda: self.selection.is_lost(self.checkpoints)):
@@ -311,7 +331,8 @@ class Run:
         result = read_json(self.output_dir / "result.json")
         model_folder = self.output_dir / "model"
         inner = self.accelerator.unwrap_model(self.module)
-        complete = [bool(result and result.get("steps") == self.progress.step), has_weights(model_folder)]
+        same = [("steps", self.progress.step), ("averaged_steps", self.chosen.get("averaged_steps"))]
+        complete = [result is not None and all(result.get(k) == v for k, v in same), has_weights(model_folder)]
         if self.world_size > 1:
             torch.distributed.broadcast_object_list(complete)
         if not complete[1] or not complete[0]:

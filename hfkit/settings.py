@@ -387,6 +387,9 @@ class TrainConfig:
     """Optimizer steps between printed samples (0: only at the end)."""
     keep_checkpoints: int = 2
     """Checkpoints kept, at least 2; the best one by validation loss is kept beside them."""
+    average_checkpoints: int = 0
+    """Try the mean of this many last checkpoints' weights as the result: it is taken where it is better on validation.
+    Pays where the learning rate does not fall to zero; 0 does not try."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     """auto: the launcher's if set, else bf16 on a GPU that has it, else fp32. fp8: large products only; from 1 B on."""
     compile: bool | None = None
@@ -406,6 +409,11 @@ class TrainConfig:
             raise BadInput(f"train.epochs must be above 0, not {self.epochs}")
         if self.keep_checkpoints < 2:
             raise BadInput(f"train.keep_checkpoints must be at least 2, not {self.keep_checkpoints}")
+        if not 0 <= self.average_checkpoints <= self.keep_checkpoints:
+            raise BadInput(
+                f"train.average_checkpoints {self.average_checkpoints} needs as many checkpoints; "
+                f"train.keep_checkpoints is {self.keep_checkpoints}"
+            )
         if (
             self.micro_batch_size
             and self.global_batch_tokens is None
@@ -612,7 +620,7 @@ class TranslationModelConfig(ModelConfig):
     prefix: str | None = None
     """seq2seq: put before every source; null is what the model wants: T5's sentence, Marian's >>code<<, or nothing."""
     average_checkpoints: int = 0
-    """Try the mean of this many last checkpoints' weights as the result, too; 0 does not."""
+    """Earlier name of train.average_checkpoints."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
@@ -621,8 +629,6 @@ class TranslationModelConfig(ModelConfig):
             raise BadInput(f"model.prompt must hold {{source}}, where the text goes; it is {self.prompt!r}")
         if self.vocabularies == "separate" and (self.kind == "causal" or self.path):
             raise BadInput("model.vocabularies separate is for a seq2seq model that is built from scratch")
-        if self.average_checkpoints < 0:
-            raise BadInput(f"model.average_checkpoints must be at least 0, not {self.average_checkpoints}")
 
 
 @dataclass

@@ -117,6 +117,7 @@ def main(config: DpoConfig) -> None:
         run.write_samples(step, [messages[-1]["content"] for messages in asked], [each.text for each in answers])
 
     run.train(pairs.reader(plan.split, config.seed, plan.last), evaluate, sample, evaluate_first=True)
+    run.choose_result(evaluate)
     if config.adapter.rank and run.is_main:
         save_adapter(model, config.output_dir / "adapter")
     run.finish(evaluate, sample)

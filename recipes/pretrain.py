@@ -65,6 +65,7 @@ def main(config: PretrainConfig) -> None:
         run.write_samples(step, prompts, texts)
 
     run.train(packed_rows(data.train, data.weights, length, plan.split, config.seed, last=plan.last), evaluate, sample)
+    run.choose_result(evaluate)
     run.finish(evaluate, sample)
 
 

@@ -112,7 +112,7 @@ def main(config: SentimentConfig) -> None:
         return {"evaluated_on": split, **score(split, run.output_dir / "predictions.jsonl")}
 
     run.train(read, validate)
-    run.choose_best(validate)
+    run.choose_result(validate)
     truncated = {split: texts.truncated for split, texts in encoded.items()}
     extra = {"label_names": data.label_names, "truncated_share": truncated, "adapted": adapted}
     run.finish(test, extra=extra, loader=AutoModelForSequenceClassification)

@@ -126,6 +126,7 @@ def main(config: SftConfig) -> None:
         run.write_samples(step, [messages[-1]["content"] for messages in shown], [each.text for each in answers])
 
     run.train(packed.reader(plan.split, plan.last), evaluate, sample, evaluate_first=True)
+    run.choose_result(evaluate)
     if config.adapter.rank and run.is_main:
         save_adapter(model, config.output_dir / "adapter")
     run.finish(evaluate, sample)

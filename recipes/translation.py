@@ -6,7 +6,7 @@ python recipes/translation.py --translate "half past three"           with the m
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hfkit.config import parse_config_or_builtin
@@ -32,11 +32,8 @@ class TranslationConfig(RunConfig):
     """Checkpoints, figures, translations, report and the final model."""
 
     def __post_init__(self) -> None:
-        if self.model.average_checkpoints > self.train.keep_checkpoints:
-            raise BadInput(
-                f"model.average_checkpoints {self.model.average_checkpoints} needs as many checkpoints; "
-                f"train.keep_checkpoints is {self.train.keep_checkpoints}"
-            )
+        if self.model.average_checkpoints:
+            self.train = replace(self.train, average_checkpoints=self.model.average_checkpoints)
         if self.train.max_steps is None and self.train.epochs is None:
             self.train.epochs = EPOCHS
 
@@ -100,7 +97,7 @@ def main(config: TranslationConfig) -> None:
         return {"evaluated_on": split, **score_translations(pairs, found, str(config.data.target_code))}
 
     run.train(pair_batches(encoded["train"], batches, plan.split), validate)
-    run.choose_best(validate, config.model.average_checkpoints)
+    run.choose_result(validate)
     extra = {"removed": data.removed, "cut_share": cut, "decoding": asdict(config.decoding)}
     run.finish(test, extra=extra, loader=LOADERS[config.model.kind])
 

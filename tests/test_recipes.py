@@ -166,6 +166,37 @@ def test_running_a_finished_run_again_prints_its_result(server: Server, settings
     assert json.loads(kept[0]) | {"finished": ""} == result_of(tmp_path / "run") | {"finished": ""}
 
 
+def test_the_mean_of_the_last_checkpoints_is_the_result_where_asked_for_and_better(
+    server: Server, settings: Words, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    def weights(folder: str) -> Any:
+        return load_file(tmp_path / "run" / folder / "model.safetensors")["model.embed_tokens.weight"]
+
+    rate = {"optim.schedule": "constant", "optim.learning_rate": 0.1, "train.keep_checkpoints": 3}
+    shaky = settings | rate | {"train.save_every": 2}
+    asked = shaky | {"train.average_checkpoints": 3}
+    ended = server.run("pretrain", asked, tmp_path / "run")
+    assert ended.code == 0, ended.stderr
+    averaged, last = result_of(tmp_path / "run"), ended.metrics[-1]["eval_loss"]
+    assert averaged["averaged_steps"] == [8, 10, 12] and averaged["last_eval_loss"] == last
+    assert averaged["eval_loss"] < last
+    parts = [weights(f"checkpoints/step-{step:08d}") for step in (8, 10, 12)]
+    assert weights("model").allclose(sum(parts) / 3, rtol=1e-5, atol=1e-7)
+
+    plain = server.run("pretrain", shaky, tmp_path / "run")  # asked for otherwise, a finished run changes its result
+    assert plain.code == 0 and "averaged_steps" not in result_of(tmp_path / "run")
+    assert result_of(tmp_path / "run")["eval_loss"] == last and weights("model").equal(parts[2])
+    again = server.run("pretrain", asked, tmp_path / "run")
+    assert again.code == 0 and result_of(tmp_path / "run")["eval_loss"] == averaged["eval_loss"]
+
+    early = server.run("pretrain", settings | {"train.average_checkpoints": 2}, tmp_path / "early")  # still falling
+    assert early.code == 0 and "averaged_steps" not in result_of(early.output_dir)
+    assert "not better than the last state" in early.stderr
+    assert result_of(early.output_dir)["eval_loss"] == early.metrics[-1]["eval_loss"]
+
+
 def test_a_result_of_other_settings_is_not_kept(server: Server, settings: Words, tmp_path: Path) -> None:
     first = server.run("pretrain", settings, tmp_path / "run")
     weights = first.weights

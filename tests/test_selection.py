@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hfkit.checkpoint import save_checkpoint, state_writers
+from hfkit.checkpoint import average_models, list_checkpoints, save_checkpoint, state_writers
 from hfkit.loop import Progressed
 from hfkit.selection import Selection
 
@@ -47,6 +47,18 @@ def test_the_mean_of_the_last_states_is_taken_where_it_is_better(
     found = selection_of({1: 2.0, 2: 3.0, 3: 4.0}).load_best(tmp_path, model, evaluate, average=2)
     assert tried == [6.0]
     assert (model.weight.item(), found) == (weight, chosen)
+
+
+def test_a_mean_takes_buffers_along_and_leaves_integers(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.register_buffer("scale", torch.tensor(0.0))
+    model.register_buffer("frozen", torch.tensor([7, 9], dtype=torch.int8))
+    for step, value in enumerate((1.0, 2.0, 6.0)):
+        nn.init.constant_(model.weight, value)
+        model.scale.fill_(-value)
+        save_checkpoint(tmp_path, step, state_writers(model, torch.optim.SGD(model.parameters())), {}, keep=9)
+    average_models(list_checkpoints(tmp_path), model)
+    assert (model.weight.item(), model.scale.item(), model.frozen.tolist()) == (3.0, -3.0, [7, 9])
 
 
 def test_the_best_state_is_restored_without_a_mean(tmp_path: Path) -> None:

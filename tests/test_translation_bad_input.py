@@ -91,8 +91,8 @@ CASES = [
     Case("prompt without text", {"model.prompt": "translate:"}, ("model.prompt", "{{source}}")),
     Case(
         "mean of more checkpoints than are kept",
-        {"model.average_checkpoints": 5},
-        ("model.average_checkpoints 5", "train.keep_checkpoints is 2"),
+        {"model.average_checkpoints": 5},  # its earlier name
+        ("train.average_checkpoints 5", "train.keep_checkpoints is 2"),
     ),
     Case("empty text", {"translate": " "}, ("translate: text 1 is empty",)),
     Case("no model to translate with", {"translate": "one"}, ("run/model: no such folder", "Hub id")),
