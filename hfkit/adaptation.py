@@ -47,7 +47,7 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
         tokenizer=config.tokenizer,
         model=config.model,
         optim=config.optim,
-        train=replace(config.train, max_steps=config.adapt, epochs=None, eval_every=0, save_every=0),
+        train=replace(config.train, max_steps=config.adapt, epochs=None, batch_stages=[], eval_every=0, save_every=0),
         output_dir=folder,
         resume="never" if config.resume == "never" else "auto",
         seed=config.seed,

@@ -90,10 +90,8 @@ class PreferencePairs:
         """Return step → this process's pairs; ``last`` is the total of pairs, where that is no whole step."""
 
         def read(step: int) -> Step:
-            begin = step * split.global_batch_size
-            end = begin + split.global_batch_size if last is None else min(begin + split.global_batch_size, last)
-            chosen = shuffle(np.arange(begin, end), len(self.pairs), seed)
-            shares = share_of_rank(np.arange(len(chosen)), split.rank, split.world_size, split.micro_batch_size)
+            chosen = shuffle(split.positions(step, last), len(self.pairs), seed)
+            shares = split.share(len(chosen))
             batches = [self.collate(np.where(slots == EMPTY, EMPTY, chosen[slots])) for slots in shares]
             tokens = sum(len(each.ids) - 1 for number in chosen for each in self.pairs[number])
             return Step(batches, len(chosen), tokens, f"pairs {', '.join(map(str, chosen[:8]))}")

@@ -37,6 +37,7 @@ def describe_identity(
         "seed": config.seed,
         "data.sequence_length": getattr(config.data, "sequence_length", None),
         "train.global_batch_size": plan.split.global_batch_size,
+        "train.batch_stages": plan.split.stages or None,
         "train.max_steps": plan.max_steps,
         "train.sequences": plan.last,
         **{f"optim.{name}": value for name, value in asdict(optim).items()},

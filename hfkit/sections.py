@@ -156,6 +156,8 @@ def training_facts(config: dict[str, Any], result: dict[str, Any]) -> dict[str, 
         "precision": train.get("precision") == "auto",
     }
     chosen = {name: value for name, value in (optim | train).items() if name not in UNSAID and not idle.get(name)}
+    if stages := train.get("batch_stages"):
+        chosen["smaller steps at the start"] = ", ".join(f"{steps} of {size} sequences" for steps, size in stages)
     if (config.get("adapter") or {}).get("rank"):
         chosen |= {f"LoRA {name}": value for name, value in config["adapter"].items()}
     plain = {name: value for name, value in chosen.items() if value is not None and not isinstance(value, (dict, list))}

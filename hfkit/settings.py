@@ -375,6 +375,9 @@ class TrainConfig:
     global_batch_tokens: int | None = None
     """Tokens per optimizer step, a multiple of data.sequence_length; replaces global_batch_size. In translation a
     budget for the longer side of the pairs, padding included."""
+    batch_stages: list[list[int]] = field(default_factory=list)
+    """Smaller steps at the start, stage by stage: [[100, 8], [100, 16]] is 100 steps of 8 sequences and 100 of 16, and
+    then global_batch_size. The learning-rate schedule counts steps as ever."""
     micro_batch_size: int | None = None
     """Sequences per forward pass and process; null takes the largest divisor up to 8. Changes speed and memory only."""
     eval_every: int = 250
@@ -405,6 +408,9 @@ class TrainConfig:
         for name in ("max_steps", "global_batch_size", "global_batch_tokens", "micro_batch_size", "log_every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise BadInput(f"train.{name} must be at least 1, not {value}")
+        for stage in self.batch_stages:
+            if len(stage) != 2 or min(stage) < 1:
+                raise BadInput(f"train.batch_stages holds [steps, sequences] of at least 1 each, not {stage}")
         if self.epochs is not None and self.epochs <= 0:
             raise BadInput(f"train.epochs must be above 0, not {self.epochs}")
         if self.keep_checkpoints < 2:

@@ -32,6 +32,8 @@ class TranslationConfig(RunConfig):
     """Checkpoints, figures, translations, report and the final model."""
 
     def __post_init__(self) -> None:
+        if self.train.batch_stages:
+            raise BadInput("train.batch_stages: a step of translation is a batch of similar lengths; leave it out")
         if self.model.average_checkpoints:
             self.train = replace(self.train, average_checkpoints=self.model.average_checkpoints)
         if self.train.max_steps is None and self.train.epochs is None:

@@ -152,6 +152,12 @@ CASES = [
     Case("wrong type", {"train.max_steps": "many"}, ("train.max_steps", "a whole number", "many")),
     Case("steps and epochs", {"train.max_steps": 4, "train.epochs": 1}, ("train.max_steps", "train.epochs")),
     Case("warm-up over the run", {"optim.warmup_steps": 9}, ("optim.warmup_steps 9", "4")),
+    Case(
+        "stages longer than the run",
+        {"train.batch_stages": [[2, 2], [2, 4]]},
+        ("train.batch_stages take 4 steps", "only 4"),
+    ),
+    Case("stages without sizes", {"train.batch_stages": [[2]]}, ("train.batch_stages", "[steps, sequences]", "[2]")),
     Case("negative mean", {"train.average_checkpoints": -1}, ("train.average_checkpoints -1",)),
     Case("negative z-loss", {"optim.z_loss": -1e-4}, ("optim.z_loss", "at least 0", "-0.0001")),
     Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: ", "nowhere", "manifest.json")),

@@ -32,9 +32,10 @@ def readers(
     weights: Sequence[float] = (1.0, 1.0),
     global_batch: int = 4,
     last: int | None = None,
+    stages: tuple[tuple[int, int], ...] = (),
 ) -> list[Reader]:
     """One reader per rank."""
-    splits = [Split(global_batch, micro, rank, world) for rank in range(world)]
+    splits = [Split(global_batch, micro, rank, world, stages) for rank in range(world)]
     return [packed_rows(streams, weights, LENGTH, split, seed=3, last=last, pad=PAD) for split in splits]
 
 
@@ -68,6 +69,27 @@ def test_every_token_is_trained_on_once_in_an_epoch(world: int, micro: int, stre
     assert sum(step[0].targets for step in steps) == sum(SHAPE) - len(SHAPE)
     # Every token is read once, and each row's last target is the next one's first input; the stream's last is not read.
     assert sum(step[0].tokens for step in steps) == len(stream.tokens) - (len(stream.tokens) % LENGTH == 1)
+
+
+STAGES = ((2, 4), (1, 8))  # before steps of 12
+
+
+@pytest.mark.parametrize("world, micro", [(1, 1), (1, 4), (2, 2), (4, 1)])
+def test_steps_that_grow_read_the_same_order_and_every_token_once(world: int, micro: int, stream: TokenStream) -> None:
+    rows = stream.num_rows(LENGTH)
+    grown = readers([stream], world, micro, global_batch=12, last=rows, stages=STAGES)
+    steps = [[read(step) for read in grown] for step in reversed(range(4))][::-1]  # needing no history
+    read = [[batch for share in step for batch in share.micro_batches] for step in steps]
+    assert trained_on([batch for batches in read for batch in batches]) == pairs_of(number_documents(SHAPE))
+    plain = readers([stream], 1, 1, global_batch=1, last=rows)[0]
+    begin = 0
+    for batches, size, step in zip(read, (4, 4, 8, 12), steps, strict=True):
+        ones = [plain(place) for place in range(begin, min(begin + size, rows))]
+        assert trained_on(batches) == trained_on([batch for one in ones for batch in one.micro_batches])
+        assert step[0].targets == sum(one.targets for one in ones)
+        assert step[0].tokens == sum(one.tokens for one in ones)
+        assert len({len(share.micro_batches) for share in step}) == 1
+        begin += size
 
 
 def count_targets(share: Step) -> int:
@@ -205,6 +227,31 @@ def plan(rows: int = 100, length: int = 16, world: int = 1, **settings: Any) -> 
 )
 def test_epochs_end_after_their_share_of_the_rows(rows: int, epochs: float, size: int, steps: int, last: int) -> None:
     assert plan(rows, epochs=epochs, global_batch_size=size, micro_batch_size=1)[:2] == (steps, last)
+
+
+@pytest.mark.parametrize("rows, steps", [(1, 3), (16, 3), (17, 4), (20, 4), (28, 4), (29, 5)])
+def test_epochs_end_where_growing_steps_have_read_their_share(rows: int, steps: int) -> None:
+    settings: dict[str, Any] = {"epochs": 1, "global_batch_size": 12, "batch_stages": [[2, 4], [1, 8]]}
+    split = Split(12, 4, stages=STAGES)
+    places = [split.positions(step, rows) for step in range(steps)]
+    if rows > 16:
+        assert plan(rows, **settings)[:3] == (steps, rows, 12)
+        assert np.concatenate(places).tolist() == list(range(rows)) and places[-1].size
+    else:
+        with pytest.raises(BadInput, match=r"train.batch_stages take 3 steps, and the run has only [1-3]"):
+            plan(rows, **settings)
+
+
+def test_stages_are_divided_like_the_rest() -> None:
+    staged: dict[str, Any] = {"max_steps": 9, "global_batch_size": 24}
+    assert plan(batch_stages=[[1, 4], [2, 12]], **staged) == (9, None, 24, 4)
+    assert plan(world=2, batch_stages=[[1, 4], [2, 12]], **staged)[3] == 2
+    with pytest.raises(BadInput, match=r"train.batch_stages: 3 cannot be divided among 2 processes"):
+        plan(world=2, batch_stages=[[1, 3]], **staged)
+    with pytest.raises(BadInput, match=r"train.batch_stages: 4 over 1 processes is 4 .*micro_batch_size 8"):
+        plan(batch_stages=[[1, 4]], micro_batch_size=8, **staged)
+    with pytest.raises(BadInput, match=r"train.batch_stages take 9 steps, and the run has only 9"):
+        plan(batch_stages=[[9, 4]], **staged)
 
 
 def test_steps_are_counted_without_epochs() -> None:

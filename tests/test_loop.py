@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,17 +90,21 @@ class Bench:
         return folder / step_folder(step)
 
 
-def epochs(micro_batch_size: int, number: float = 4.0) -> Callable[[int, int], Plan]:
+def epochs(micro_batch_size: int, number: float = 4.0, stages: Sequence[list[int]] = ()) -> Callable[[int, int], Plan]:
     """Return rank and world → 20 steps of 8 rows: four epochs, of which the last step is short."""
-    config = TrainConfig(epochs=number, global_batch_size=8, micro_batch_size=micro_batch_size)
+    config = TrainConfig(
+        epochs=number, global_batch_size=8, micro_batch_size=micro_batch_size, batch_stages=list(stages)
+    )
     return lambda rank, world: plan_steps(config, ROWS, LENGTH, rank, world)
 
 
-def figures_of(stream: TokenStream, micro_batch_size: int, world: int = 1) -> list[tuple[float, float, float]]:
-    """Train for 20 steps in ``world`` processes; return loss, gradient norm and learning rate of each."""
+def figures_of(
+    stream: TokenStream, micro_batch_size: int, world: int = 1, stages: Sequence[list[int]] = ()
+) -> list[tuple[float, float, float]]:
+    """Train for four epochs in ``world`` processes; return loss, gradient norm and learning rate of each step."""
 
     def train() -> tuple[int, bool, list[tuple[float, float, float]]]:
-        bench = Bench(stream, epochs(micro_batch_size))
+        bench = Bench(stream, epochs(micro_batch_size, stages=stages))
         bench.loop.run()
         wrapped = isinstance(bench.module, nn.parallel.DistributedDataParallel)
         return torch.distributed.get_world_size() if wrapped else 1, wrapped, bench.figures
@@ -148,16 +152,26 @@ def test_every_split_is_the_same_run(
         assert ours[2] == expected[2], f"learning rate of step {number + 1}"
 
 
-def resumed(stream: TokenStream, stop: int, folder: Path) -> tuple[bool, bool]:
+def test_growing_steps_are_the_same_run_on_every_split(stream: TokenStream) -> None:
+    stages = [[4, 2], [6, 4]]
+    straight, split = figures_of(stream, 2, stages=stages), figures_of(stream, 1, 2, stages)
+    assert len(straight) == len(split) == 10 + 16  # 32 rows in stages, then 124 of 8 rows a step
+    for number, (ours, expected) in enumerate(zip(split, straight, strict=True)):
+        assert ours[:2] == pytest.approx(expected[:2], rel=1e-5), f"step {number + 1}"
+        assert ours[2] == expected[2], f"learning rate of step {number + 1}"
+
+
+def resumed(stream: TokenStream, stop: int, folder: Path, stages: Sequence[list[int]] = ()) -> tuple[bool, bool]:
     """Whether a run with dropout that stops after ``stop`` steps and is built anew ends as if it had not stopped."""
-    plan = epochs(2, 2.5)
+    plan = epochs(2, 2.5, stages)
     whole = Bench(stream, plan, dropout=0.3)
     whole.loop.run()
     first = Bench(stream, plan, dropout=0.3)
     saved = first.stop_after(stop, folder)
     second = Bench(stream, plan, dropout=0.3, folder=saved)
     second.loop.run()
-    assert (len(first.figures), len(second.figures), len(whole.figures)) == (stop, 13 - stop, 13)
+    steps = plan(0, 1).max_steps
+    assert (len(first.figures), len(second.figures), len(whole.figures)) == (stop, steps - stop, steps)
     assert second.loop.progress == whole.loop.progress
     pairs = zip(second.inner.parameters(), whole.inner.parameters(), strict=True)
     figures = [[number.hex() for number in line] for line in first.figures + second.figures]
@@ -170,6 +184,11 @@ def test_stopped_and_resumed_run_is_the_uninterrupted_run_bit_for_bit(
     stream: TokenStream, stop: int, tmp_path: Path
 ) -> None:
     assert resumed(stream, stop, tmp_path) == (True, True)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 9])  # inside a stage, at its end, and after all
+def test_growing_steps_resume_bit_for_bit(stream: TokenStream, stop: int, tmp_path: Path) -> None:
+    assert resumed(stream, stop, tmp_path, [[4, 2], [2, 4]]) == (True, True)
 
 
 def test_two_processes_resume_bit_for_bit(stream: TokenStream, tmp_path: Path) -> None:

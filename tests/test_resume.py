@@ -21,6 +21,14 @@ def test_a_setting_that_came_later_was_at_its_default(tmp_path: Path) -> None:
         compare_identity(earlier, identity(z_loss=1e-4), [], tmp_path)
 
 
+def test_the_size_of_every_step_is_the_runs(tmp_path: Path) -> None:
+    plan = Plan(10, Split(4, 2, stages=((2, 2),)), None)
+    staged = describe_identity(RunConfig(), OptimConfig(), plan, {}, "data", "tokenizer")
+    compare_identity(staged, dict(staged), [], tmp_path)
+    with pytest.raises(BadInput, match=r"train\.batch_stages was \[\[2, 2\]\], now None"):
+        compare_identity(staged, identity(), [], tmp_path)
+
+
 def test_what_changes_the_gradient_changes_the_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"optim\.z_loss was 0\.001, now 0\.0"):
         compare_identity(identity(z_loss=1e-3), identity(), [], tmp_path)

@@ -6,7 +6,7 @@ calling ``read(s)``, whatever s is.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, gcd
 
 import numpy as np
 import torch
@@ -38,12 +38,46 @@ Reader = Callable[[int], Step]
 
 @dataclass(frozen=True)
 class Split:
-    """How a step's sequences are divided: over processes, then over passes."""
+    """Which sequences a step takes, and how they are divided: over processes, then over passes."""
 
     global_batch_size: int
     micro_batch_size: int
     rank: int = 0
     world_size: int = 1
+    stages: tuple[tuple[int, int], ...] = ()
+    """(steps, sequences a step) of each stage before the steps of ``global_batch_size``."""
+
+    def positions(self, step: int, last: int | None = None) -> np.ndarray:
+        """Return the places of a step's sequences in the endless order.
+
+        Args:
+            last: Total sequences of the run, where that is not a whole number of steps: the last step is then short.
+
+        Example:
+            >>> [Split(4, 1, stages=((2, 1), (1, 2))).positions(step, last=7).tolist() for step in range(5)]
+            [[0], [1], [2, 3], [4, 5, 6], []]
+        """
+        begin, size = 0, self.global_batch_size
+        for steps, sequences in self.stages:
+            if step < steps:
+                size = sequences
+                break
+            begin, step = begin + steps * sequences, step - steps
+        begin += step * size
+        return np.arange(begin, begin + size if last is None else max(begin, min(begin + size, last)))
+
+    def steps_of(self, sequences: int) -> int:
+        """Return the number of steps that take so many sequences, the last one maybe short."""
+        done = 0
+        for steps, size in self.stages:
+            if sequences <= steps * size:
+                return done - (-sequences // size)
+            done, sequences = done + steps, sequences - steps * size
+        return done - (-sequences // self.global_batch_size)
+
+    def share(self, count: int) -> list[np.ndarray]:
+        """Return this process's part of a step's ``count`` sequences, by their numbers, pass by pass."""
+        return share_of_rank(np.arange(count), self.rank, self.world_size, self.micro_batch_size)
 
 
 def packed_rows(
@@ -70,9 +104,7 @@ def packed_rows(
 
     def sequences(step: int) -> tuple[np.ndarray, np.ndarray]:
         """(sequences,) source and row of each sequence of the global batch."""
-        begin = step * split.global_batch_size
-        end = begin + split.global_batch_size if last is None else min(begin + split.global_batch_size, last)
-        positions = np.arange(begin, end)
+        positions = split.positions(step, last)
         if mixture is None:
             return np.zeros(len(positions), dtype=np.int64), shuffle(positions, sizes[0], seed)
         source, turn = mix_sources(positions, mixture)
@@ -88,8 +120,7 @@ def packed_rows(
             mine = row[source == number]
             targets += stream.num_targets(mine, length)
             tokens += int(np.minimum(length, len(stream.tokens) - mine * length).sum())
-        shares = share_of_rank(np.arange(len(row)), split.rank, split.world_size, split.micro_batch_size)
-        batches = [_collate(streams, source, row, slots, length, pad) for slots in shares]
+        batches = [_collate(streams, source, row, slots, length, pad) for slots in split.share(len(row))]
         return Step(batches, targets, tokens, f"rows {', '.join(map(str, row[:8]))}{' …' if len(row) > 8 else ''}")
 
     return read
@@ -181,17 +212,26 @@ def plan_steps(config: TrainConfig, rows: int, length: int, rank: int = 0, world
                 f"train.global_batch_tokens {config.global_batch_tokens} is not a multiple of "
                 f"data.sequence_length {length}"
             )
-    if size % world_size:
-        raise BadInput(f"train.global_batch_size {size} cannot be divided among {world_size} processes")
-    share = size // world_size
-    micro = config.micro_batch_size or max(n for n in range(1, min(share, 8) + 1) if share % n == 0)
-    if share % micro:
-        raise BadInput(
-            f"train.global_batch_size {size} over {world_size} processes is {share} sequences each, "
-            f"not a multiple of train.micro_batch_size {micro}"
-        )
-    split = Split(size, micro, rank, world_size)
-    if config.epochs is None:
-        return Plan(config.max_steps or 1000, split, None)
-    last = ceil(round(rows * config.epochs, 6))  # 30 · 0.1 is 3.0000000000000004
-    return Plan(-(-last // size), split, last)
+    stages = tuple((steps, sequences) for steps, sequences in config.batch_stages)
+    sizes = [("global_batch_size", size), *(("batch_stages:", sequences) for _, sequences in stages)]
+    for name, part in sizes:
+        if part % world_size:
+            raise BadInput(f"train.{name} {part} cannot be divided among {world_size} processes")
+    micro = config.micro_batch_size or _largest_divisor(gcd(*(part // world_size for _, part in sizes)))
+    for name, part in sizes:
+        if part // world_size % micro:
+            raise BadInput(
+                f"train.{name} {part} over {world_size} processes is {part // world_size} sequences each, "
+                f"not a multiple of train.micro_batch_size {micro}"
+            )
+    split = Split(size, micro, rank, world_size, stages)
+    last = None if config.epochs is None else ceil(round(rows * config.epochs, 6))  # 30 · 0.1 is 3.0000000000000004
+    steps = split.steps_of(last) if last is not None else config.max_steps or 1000
+    if stages and steps <= (staged := sum(number for number, _ in stages)):
+        raise BadInput(f"train.batch_stages take {staged} steps, and the run has only {steps}")
+    return Plan(steps, split, last)
+
+
+def _largest_divisor(number: int) -> int:
+    """Return the largest divisor up to 8."""
+    return max(n for n in range(1, min(number, 8) + 1) if number % n == 0)

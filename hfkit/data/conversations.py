@@ -262,10 +262,9 @@ class PackedChat:
         """Return step → this process's packed rows; ``last`` is the total of rows, where that is no whole step."""
 
         def read(step: int) -> Step:
-            begin = step * split.global_batch_size
-            end = begin + split.global_batch_size if last is None else min(begin + split.global_batch_size, last)
-            rows = [self.rows(place // self.num_rows)[place % self.num_rows] for place in range(begin, end)]
-            shares = share_of_rank(np.arange(len(rows)), split.rank, split.world_size, split.micro_batch_size)
+            places = split.positions(step, last)
+            rows = [self.rows(place // self.num_rows)[place % self.num_rows] for place in places.tolist()]
+            shares = split.share(len(rows))
             batches = [self.collate([rows[n] for n in slots if n != EMPTY], len(slots)) for slots in shares]
             chosen = np.concatenate(rows)
             names = f"conversations {', '.join(map(str, chosen[:8]))}{' …' if len(chosen) > 8 else ''}"

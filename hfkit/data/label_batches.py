@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hfkit.data.batches import Batch, Plan, Reader, Step
-from hfkit.data.order import EMPTY, share_of_rank, shuffle
+from hfkit.data.order import EMPTY, shuffle
 from hfkit.tokenizer import special_around
 
 
@@ -77,14 +77,10 @@ def classification_rows(
     split = plan.split
 
     def read(step: int) -> Step:
-        begin = step * split.global_batch_size
-        end = begin + split.global_batch_size
-        end = end if plan.last is None else min(end, plan.last)
-        chosen = shuffle(np.arange(begin, end), len(encoded.rows), seed)
+        chosen = shuffle(split.positions(step, plan.last), len(encoded.rows), seed)
         chosen = chosen[np.argsort(-lengths[chosen], kind="stable")]
-        shares = share_of_rank(np.arange(len(chosen)), split.rank, split.world_size, split.micro_batch_size)
         batches = []
-        for slots in shares:
+        for slots in split.share(len(chosen)):
             rows = np.where(slots == EMPTY, chosen[-1], chosen[slots])
             batches.append(
                 collate(encoded, rows, pad)
