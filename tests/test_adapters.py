@@ -77,6 +77,12 @@ def test_names_that_match_no_layer_are_refused(base) -> None:  # type: ignore[no
         attach_adapter(base, AdapterConfig(rank=2, target_modules=["nothing"]))
 
 
+def test_sharded_training_is_refused(base, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(BadInput, match=r"not sharded: launch with ddp\.yaml, or train without adapter"):
+        attach_adapter(base, AdapterConfig(rank=2))
+
+
 @pytest.fixture
 def quantized(base):  # type: ignore[no-untyped-def]
     pytest.importorskip("torchao")

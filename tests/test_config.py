@@ -100,6 +100,11 @@ def test_values_become_what_their_fields_say(tmp_path: Path) -> None:
     assert config.data.sources == [SourceConfig(path=["a.txt", "b.txt"], weight=2.0), SourceConfig(dataset="some/set")]
 
 
+def test_a_mixture_is_data_of_ones_own() -> None:
+    assert DataConfig().is_builtin
+    assert not DataConfig(sources=[SourceConfig(path="a.txt")]).is_builtin
+
+
 def test_flags_take_json_lists_and_bare_switches() -> None:
     words = "--plan --train.compile --tracking.to tensorboard --data.train_files a.txt b.txt --data.cache_dir x".split()
     config = parse_config(Recipe, [*words, "--model.config_overrides", '{"a": {"b": 1e-3}}'])

@@ -15,10 +15,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hfkit.chat import ChatFormat, Encoded
 from hfkit.data.batches import Split
 from hfkit.data.builtin_chat import builtin_conversations
-from hfkit.data.conversations import PackedChat, load_conversations, load_texts, pack, read_conversations
+from hfkit.data.conversations import (
+    PackedChat,
+    chat_tokenizer,
+    load_conversations,
+    load_texts,
+    pack,
+    read_conversations,
+)
 from hfkit.data.readers import Row
 from hfkit.losses import CausalLMLoss
-from hfkit.settings import BadInput, ChatDataConfig, TokenizerConfig
+from hfkit.settings import BadInput, ChatDataConfig, ModelConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
 
 SHARED = Path(os.environ.get("HFKIT_TEST_DATA") or Path(__file__).parent.parent.parent / "shared/data")
@@ -144,6 +151,22 @@ def test_builtin_conversations_are_held_out_by_content_and_long_ones_cut_after_a
     assert data.key != load_conversations(ChatDataConfig(sequence_length=41), chat, texts).key
     with pytest.raises(BadInput, match="raise it"):
         load_conversations(ChatDataConfig(sequence_length=3), chat, texts)
+
+
+def test_the_tokenizer_named_comes_before_the_models_and_that_before_a_new_one(tmp_path: Path) -> None:
+    for name, size in (("named", 300), ("models", 320)):
+        train_tokenizer(["a b c d " * 40], TokenizerConfig(vocab_size=size)).save_pretrained(tmp_path / name)
+    paths = {name: str(tmp_path / name) for name in ("named", "models")}
+
+    def chosen(own: str | None, model: str | None) -> str:
+        tokenizer = chat_tokenizer(
+            ChatDataConfig(), ModelConfig(path=model), TokenizerConfig(path=own, vocab_size=290), ["a b"]
+        )
+        return tokenizer.name_or_path
+
+    assert chosen(paths["named"], paths["models"]) == paths["named"]
+    assert chosen(None, paths["models"]) == paths["models"]
+    assert chosen(None, None) == ""
 
 
 def test_unreadable_rows_stop_or_are_counted(tmp_path: Path) -> None:

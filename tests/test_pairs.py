@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hfkit.data.pair_batches import plan_pairs
 from hfkit.data.pairs import Pair, clean_pairs, plan_batches, read_pairs
 from hfkit.data.readers import Row, read_rows
-from hfkit.settings import BadInput
+from hfkit.settings import BadInput, TrainConfig
 
 MULTI30K = Path(os.environ.get("HFKIT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "multi30k-en-de"
 
@@ -107,6 +108,13 @@ def test_batches_waste_little_and_change_with_seed_and_epoch() -> None:
     assert len(set(firsts)) == 3
     order = [int(lengths[batch].max()) for batch in plans[0]]
     assert order != sorted(order)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 100), (0.07, 7), (1.1, 110), (0.501, 51)])
+def test_epochs_end_after_their_share_of_the_batches(epochs: float, steps: int) -> None:
+    config = TrainConfig(epochs=epochs, global_batch_size=4)  # 0.07 * 100 is 7.000000000000001
+    plan, _ = plan_pairs(config, np.arange(5, 405), seed=0, rank=0, world_size=1)
+    assert plan.max_steps == steps
 
 
 def test_a_row_over_the_budget_is_refused() -> None:

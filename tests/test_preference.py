@@ -90,6 +90,24 @@ def test_beta_zero_has_no_gradient_and_the_reference_has_no_margin() -> None:
     assert all(float(p.grad.abs().max()) == 0 for p in model.parameters() if p.grad is not None)
 
 
+def test_under_autocast_the_reference_and_the_score_are_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    model, pairs = small(), some_pairs()
+    pairs.compute_reference(accelerator, model)
+    exact = some_pairs()
+    exact.compute_reference(Accelerator(cpu=True), model)
+    assert np.abs(pairs.reference - exact.reference).max() > 1e-4  # bf16 it was
+    scores = score_preferences(accelerator, PreferenceLoss(model, 0.1), pairs)
+    assert (scores["accuracy"], scores["margin"]) == (0.5, 0.0)
+
+
+def test_pairs_are_known_by_their_tokens_and_by_what_is_learnt_of_them() -> None:
+    pairs, same, other = some_pairs(), some_pairs(), some_pairs()
+    other.pairs[0][0].learnt[-1] = False
+    assert pairs.digest() == same.digest() != other.digest()
+
+
 def test_short_last_step_counts_its_pairs_alone() -> None:
     pairs = some_pairs(5)
     step = pairs.reader(Split(4, 4), seed=0, last=6)(1)

@@ -307,16 +307,6 @@ def test_help_and_mistakes_import_nothing_heavy() -> None:
         assert f"{recipe}.py" in done.stdout
 
 
-def test_a_mistake_answers_in_a_fraction_of_a_second() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "recipes/pretrain.py", "--train.max_step", "3"], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 2
-    assert usage.ru_utime + usage.ru_stime < 0.6  # seconds of processor time
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*/*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_parses(path: Path) -> None:
     recipe = path.parent.name
