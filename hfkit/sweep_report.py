@@ -14,6 +14,7 @@ STYLES = ("main", "second", "third", "fourth", "fifth")
 FIGURES = ("parameters", "tokens", "eval_loss", "bits_per_byte", "seconds")  # of a point's result
 SYMBOLS = {"E": "E", "A": "A", "alpha": "α", "B": "B", "beta": "β", "exponent": "β / (α + β)"}
 CURVE = 40  # places at which a fitted curve is drawn
+SETTLED = 0.3  # width of the 95 % interval of β / (α + β) up to which a best size is worth telling
 Point = dict[str, Any]
 
 
@@ -84,6 +85,8 @@ def tell_law(sweep: dict[str, Any]) -> list[str]:
     if error["mean"] is not None:
         largest = "" if error["largest_run"] is None else f"; of the largest {error['largest_run']:+.2%}"
         told.append(f"A point that is left out is predicted to within {error['mean']:.2%} in the mean{largest}.")
+    if not is_settled(scaling):
+        return [*told, "These points do not settle the best size for a budget: more sizes, longer runs or seeds would."]
     now, later = scaling["optimum"]
     told.append(
         f"For the largest point's budget of {now['flops']:.2g} FLOPs the law's best size is "
@@ -91,6 +94,12 @@ def tell_law(sweep: dict[str, Any]) -> list[str]:
         f"beyond what was measured, {format_short(later['parameters'])} on {format_short(later['tokens'])}."
     )
     return told
+
+
+def is_settled(scaling: dict[str, Any]) -> bool:
+    """Whether resampled points agree on how the best size grows with the budget."""
+    low, high = scaling["intervals"].get("exponent") or (0.0, 1.0)
+    return high - low <= SETTLED
 
 
 def point_rows(sweep: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -128,17 +137,18 @@ def write_sweep_page(sweep: dict[str, Any], path: Path) -> None:
     """Write the page of a sweep, from the content of sweep.json."""
     points = {point["name"]: point for point in sweep["points"]}
     best = points.get(sweep["best"], {})
-    law = (sweep["scaling"] or {}).get("law", {})
+    scaling = sweep["scaling"]
     figures = [
         ("Points", len(points), f"{sum(point['state'] == 'done' for point in points.values())} with a result"),
         ("Best loss", best.get("eval_loss"), "nats per token"),
         ("Best bits per byte", best.get("bits_per_byte"), "of the validation text"),
-        ("Best size grows as C to the", _round(law.get("exponent")), "for a budget of C FLOPs"),
     ]
+    if scaling and is_settled(scaling):
+        figures.append(("Best size grows as C to the", _round(scaling["law"]["exponent"]), "for a budget of C FLOPs"))
     shown = cards((name, format_number(value), note) for name, value, note in figures if is_number(value))
     body = [
         f"<header><h1>Sweep</h1><p class='soft'>{escape(' × '.join(sweep['grid']))}</p>{shown}</header>",
-        f"<p>{escape(tell_best(sweep))}</p>",
+        section("Best point", f"<p>{escape(tell_best(sweep).removeprefix('Best: '))}</p>"),
         section("Scaling law", *law_section(sweep)),
         section("Best loss at each value", f'<div class="charts">{"".join(setting_charts(sweep))}</div>'),
         section("Points", table(*point_rows(sweep))),

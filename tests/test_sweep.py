@@ -164,10 +164,19 @@ def test_sizes_by_lengths_give_a_law_and_its_chart(tmp_path: Path) -> None:
     assert sweep["scaling"]["law"] == pytest.approx({**vars(law), "exponent": 3 / 7}, rel=1e-3)
     told = tell_sweep(sweep)
     assert "L(N, D) = 2 + 300 / N^0.400 + 200 / D^0.300" in told and "95 % of the laws" in told
+    assert "the law's best size is" in told
     write_sweep_page(sweep, tmp_path / "sweep.html")
     page = read(tmp_path / "sweep.html")
-    assert "a<b" in page.words and "diverged" in page.words and "100k parameters" in page.words
+    assert (
+        "Best size grows" in page.words
+        and "a<b" in page.words
+        and "diverged" in page.words
+        and "100k parameters" in page.words
+    )
     assert page.tags.count("svg") == 2  # the law, and the steps
+
+    sweep["scaling"]["intervals"]["exponent"] = (0.1, 0.8)
+    assert "do not settle the best size" in tell_sweep(sweep) and "the law's best size" not in tell_sweep(sweep)
 
 
 @pytest.mark.parametrize(
