@@ -95,9 +95,11 @@ def main(config: SweepConfig) -> None:
     for run in runs.values():
         check_model(run)
     for number, (name, run) in enumerate(runs.items(), 1):
-        if not is_finished(run):
+        if is_finished(run):
+            continue
+        if is_main_process():
             print(f"Point {number} of {len(runs)}: {name}", file=sys.stderr)
-            train(run)
+        train(run)
     if not is_main_process():
         return
     found = [describe_point(name, *points[name]) for name in points]

@@ -30,7 +30,7 @@ def server() -> Server:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Words:
     """Four points of a fraction of a second each, in which settings of the base and of the grid meet in one mapping."""
     folder = tmp_path_factory.mktemp("sweep")
-    base = tiny_run(write_corpus(folder / "corpus.jsonl"), folder / "cache", train__eval_every=0)
+    base = tiny_run(write_corpus(folder / "corpus.jsonl"), folder / "cache", train__eval_every=0, train__save_every=2)
     del base["train.max_steps"]
     return base | {"grid.model.config_overrides.hidden_size": SIZES, "grid.train.max_steps": STEPS}
 
