@@ -66,8 +66,12 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return decayed, [p for p in trained if id(p) not in kept]
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Build the optimizer; each group's ``peak`` is the learning rate that the schedule scales."""
+def build_optimizer(model: nn.Module, config: OptimConfig, bf16: bool = False) -> torch.optim.Optimizer:
+    """Build the optimizer; each group's ``peak`` is the learning rate that the schedule scales.
+
+    Args:
+        bf16: Whether the run is in bf16: Muon's products may then be, too.
+    """
     decayed, others = split_parameters(model)
     adamw: dict[str, Any] = {"betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.name == "adamw":
@@ -81,7 +85,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         _group(rest, config.learning_rate, config.weight_decay),
         _group(others, config.learning_rate, 0.0),
     ]
-    return MuonAdamW(_with_own_rates(groups, model), lr=config.learning_rate, **adamw)
+    return MuonAdamW(_with_own_rates(groups, model), lr=config.learning_rate, bf16=bf16, **adamw)
 
 
 def _group(parameters: list[nn.Parameter], peak: float, weight_decay: float) -> dict[str, Any]:

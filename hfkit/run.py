@@ -126,7 +126,8 @@ class Run:
         self.recorder.measure(module.model, getattr(self.config.data, "sequence_length", 0))
         if self.config.train.activation_checkpointing:
             checkpoint_blocks(module)
-        self.module, self.optimizer = self.accelerator.prepare(module, build_optimizer(module, optim))
+        bf16 = self.accelerator.mixed_precision == "bf16"
+        self.module, self.optimizer = self.accelerator.prepare(module, build_optimizer(module, optim, bf16))
         if source is not None:
             self._restore(source)
         if self._compiles():

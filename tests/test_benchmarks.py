@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -33,6 +34,26 @@ def test_gpu_script_stops_before_its_deadline_and_keeps_what_it_has(tmp_path: Pa
     run("gpu.py", "--cpu", "--minutes", "0", "--output", str(tmp_path))
     lines = [json.loads(line) for line in (tmp_path / "gpu_on_cpu.jsonl").read_text("utf-8").splitlines()]
     assert lines and all("skipped" in line for line in lines)
+
+
+def test_learning_curves_are_drawn_from_what_runs_leave(tmp_path: Path) -> None:
+    for name, slope in (("muon", 2.0), ("adamw", 1.0)):
+        lines = [
+            {"step": step, "loss": 8 - slope * step / 50, "tokens": 64 * step, "seconds": 0.5 * step}
+            for step in range(1, 101)
+        ]
+        lines += [{"step": step, "eval_loss": 8 - slope * step / 50} for step in (50, 100)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    runs = [f"{label}={tmp_path / label.lower()}" for label in ("Muon", "AdamW")]
+    run("learning.py", "draw", "toy", "A <toy>", *runs, "--output", str(tmp_path))
+    figures = json.loads((tmp_path / "learning_toy.json").read_text("utf-8"))["runs"]
+    assert figures["Muon"]["validation"] == [[3200, 25.0, 6.0], [6400, 50.0, 4.0]]
+    plot = ElementTree.parse(tmp_path / "learning_toy.svg")
+    dots = [dot for dot in plot.iter("{http://www.w3.org/2000/svg}circle") if dot.get("r") == "3"]
+    # Two axes, two runs, two evaluations each: the lowest loss at the foot of its axes, half of the way at its half.
+    places = [(dot.get("cx"), dot.get("cy")) for dot in dots]
+    assert len(places) == 8 and places.count(("400.0", "260.0")) == 2 and {cx for cx, _ in places} == {"200.0", "400.0"}
 
 
 @pytest.mark.slow

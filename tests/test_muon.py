@@ -1,8 +1,11 @@
 """Muon: its iteration against an exact decomposition, its step against torch's own, and its half of AdamW."""
 
 import torch
+from pytest import MonkeyPatch
 
-from hfkit.muon import COEFFICIENTS, STEPS, MuonAdamW, orthogonalise
+from hfkit.muon import COEFFICIENTS, STEPS, MuonAdamW, iterates_in, orthogonalise
+from hfkit.optim import build_optimizer
+from hfkit.settings import OptimConfig
 
 
 def test_singular_values_are_pushed_to_one_in_the_same_directions() -> None:
@@ -27,6 +30,23 @@ def test_long_matrices_take_the_same_steps_through_their_gram_matrix() -> None:
         x = a * x + (b * gram + c * gram @ gram) @ x
     torch.testing.assert_close(orthogonalise(directions), x, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(orthogonalise(directions.mT), x.mT, atol=1e-4, rtol=1e-3)
+
+
+def test_only_a_run_in_bf16_iterates_in_it_on_a_cpu_and_finds_the_same_directions(monkeypatch: MonkeyPatch) -> None:
+    for units, dtype in (({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
+        assert iterates_in("cpu", bf16=True) is dtype and iterates_in("cpu", bf16=False) is torch.float32
+    assert iterates_in("cuda", bf16=False) is torch.bfloat16
+    torch.manual_seed(4)
+    layer, steps = torch.nn.Linear(40, 16), []
+    before, gradient = layer.weight.detach().clone(), torch.randn(16, 40)
+    for bf16 in (False, True):
+        layer.weight.data.copy_(before)
+        layer.weight.grad, layer.bias.grad = gradient, torch.zeros(16)
+        build_optimizer(layer, OptimConfig(name="muon"), bf16).step()
+        steps.append(layer.weight.detach() - before)
+    difference = (steps[1] - steps[0]).norm() / steps[0].norm()
+    assert 1e-4 < difference < 0.02
 
 
 def test_steps_agree_with_torch_muon_up_to_its_bf16() -> None:
