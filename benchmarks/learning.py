@@ -17,11 +17,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hfkit import recorder
 from hfkit.charts import Points, find_ticks, format_short, smooth
-from hfkit.config import parse_config
 from hfkit.files import read_json, write_atomic
-from hfkit.launch import launch
 from hfkit.tracking import Throughput, read_metrics
 from results import FOLDER, save_result
 
@@ -49,6 +46,10 @@ def train(words: list[str]) -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
     import pretrain
 
+    from hfkit import recorder
+    from hfkit.config import parse_config
+    from hfkit.launch import launch
+
     recorder.Throughput = functools.partial(Throughput, clock=time.process_time)  # type: ignore[misc, assignment]
     launch(pretrain.main, parse_config(pretrain.PretrainConfig, words))
 
@@ -57,6 +58,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Return a run's final figures and its curves: [tokens, CPU seconds, nats per token], training smoothed."""
     lines = read_metrics(folder / "metrics.jsonl")
     training = [line for line in lines if "loss" in line]
+    if not training:
+        raise SystemExit(f"error: {folder} has no metrics.jsonl with training lines; give the output_dir of a run")
     at = {line["step"]: [line["tokens"], round(line["seconds"], 2)] for line in training}
     smoothed = smooth([(line["step"], line["loss"]) for line in training], len(training) // 40)
     smoothed = [*smoothed[:: max(1, len(smoothed) // 50)], *smoothed[-1:]]
