@@ -25,6 +25,7 @@ from results import FOLDER, save_result
 WIDTH, HEIGHT = 400, 260  # of a pair of axes, in the units of the SVG
 BEGIN = 0.06  # share of the longest run before which losses are not drawn: they would flatten the rest
 KINDS = ("training", "validation")
+FIGURES = ("parameters", "tokens", "steps", "seconds", "eval_loss", "bits_per_byte")
 COLOURS = ("main", "second", "third")
 STYLE = """
 svg { font: 13px system-ui, sans-serif; --paper: #fcfbf9; --ink: #23252a; --soft: #6a6d75; --line: #e2dfd8;
@@ -32,7 +33,7 @@ svg { font: 13px system-ui, sans-serif; --paper: #fcfbf9; --ink: #23252a; --soft
 @media (prefers-color-scheme: dark) { svg { --paper: #16181c; --ink: #e3e3e0; --soft: #989ba3; --line: #31353c;
   --main: #74b3dc; --second: #e8935f; --third: #7fbf93; } }
 rect { fill: var(--paper); } text { fill: var(--soft); } .title { fill: var(--ink); font-weight: 600; }
-path { fill: none; stroke-width: 2; stroke-linejoin: round; } .training { stroke-width: 1; opacity: .45; }
+path { fill: none; stroke-width: 2; stroke-linejoin: round; } .validation { stroke-width: 1; }
 .grid { stroke: var(--line); stroke-width: 1; } .end { text-anchor: end; } .middle { text-anchor: middle; }
 path.main { stroke: var(--main); } path.second { stroke: var(--second); } path.third { stroke: var(--third); }
 circle.main { fill: var(--main); } circle.second { fill: var(--second); } circle.third { fill: var(--third); }
@@ -65,10 +66,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     smoothed = [*smoothed[:: max(1, len(smoothed) // 50)], *smoothed[-1:]]
     result = read_json(folder / "result.json") or {}
     return {
-        **{
-            name: result.get(name)
-            for name in ("parameters", "tokens", "steps", "seconds", "eval_loss", "bits_per_byte")
-        },
+        **{name: result[name] for name in FIGURES if name in result},
         "training": [[*at[int(step)], round(loss or 0.0, 4)] for step, loss in smoothed],
         "validation": [[*at[line["step"]], round(line["eval_loss"], 4)] for line in lines if "eval_loss" in line],
     }
@@ -76,10 +74,9 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def draw_panel(runs: dict[str, dict[str, Any]], axis: int, label: str) -> str:
     """Return one pair of axes with every run's curves over tokens (``axis`` 0) or seconds (1)."""
-    right = max(run["training"][-1][axis] for run in runs.values())
+    tokens, right = (max(run["training"][-1][end] for run in runs.values()) for end in (0, axis))
     curves = [
-        {kind: [(p[axis], p[2]) for p in run[kind] if p[axis] > BEGIN * right] for kind in KINDS}
-        for run in runs.values()
+        {kind: [(p[axis], p[2]) for p in run[kind] if p[0] > BEGIN * tokens] for kind in KINDS} for run in runs.values()
     ]
     losses = [loss for curve in curves for kind in KINDS for _, loss in curve[kind]]
     low, high = min(losses), max(losses)
@@ -108,15 +105,15 @@ def _path(points: Points, place: Place, classes: str) -> str:
 def draw(title: str, runs: dict[str, dict[str, Any]]) -> str:
     """Return the plot as one SVG file: losses over tokens on the left, over seconds on the right."""
     key = "".join(
-        f'<circle class="{colour}" cx="{570 + 110 * index}" cy="20" r="4"/>'
-        f'<text x="{580 + 110 * index}" y="25">{escape(name)}</text>'
+        f'<circle class="{colour}" cx="{720 + 100 * index}" cy="20" r="4"/>'
+        f'<text x="{730 + 100 * index}" y="25">{escape(name)}</text>'
         for index, (name, colour) in enumerate(zip(runs, COLOURS, strict=False))
     )
     panels = (draw_panel(runs, 0, "tokens"), draw_panel(runs, 1, "CPU seconds, one thread"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 940 360" width="940"><style>{STYLE}</style>'
         f'<rect width="940" height="360" rx="8"/><text class="title" x="15" y="25">{escape(title)}: nats per token, '
-        f"validation (dots) and training</text>{key}"
+        f"training (lines) and validation (dots)</text>{key}"
         f'<g transform="translate(52 48)">{panels[0]}</g><g transform="translate(516 48)">{panels[1]}</g></svg>\n'
     )
 
