@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 from hfkit.adapters import is_quantized, merge_adapter
 from hfkit.attention import isolation_mask, use_training_attention
 from hfkit.data.shards import IGNORE_INDEX
+from hfkit.products import multiply, use_faster_products
 
 CHUNK = 1 << 22  # logits held at once; 4 M fp32 values are 16 MB, about a last-level cache
+LEAST_ROWS = 128  # with fewer, adding to the weight's gradient takes longer than its product
 CUDA_CHUNK = 1 << 28  # 1 GB: thousands of rows at a time, so that each product fills the device
 
 Score = Callable[[Tensor, Tensor, Tensor, float, float], tuple[Tensor, Tensor]]
@@ -82,26 +84,28 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """See ``chunked_cross_entropy``; ``upstream`` is the factor that backward will receive, give or take."""
         matrix = weight.to(hidden.dtype)
         hidden_gradient = torch.empty_like(hidden if with_gradients else hidden[:0])
-        weight_gradient = torch.zeros_like(weight if with_gradients else weight[:0], dtype=torch.float32)
+        make = torch.empty_like if len(hidden) else torch.zeros_like  # the first chunk fills it
+        weight_gradient = make(weight if with_gradients else weight[:0], dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
         factor = hidden.new_full((), upstream, dtype=torch.float32)
-        rows_at_once = max(1, CHUNK // len(weight))
+        rows_at_once = max(LEAST_ROWS, CHUNK // len(weight))
         if hidden.is_cuda:
-            rows_at_once = max(128, CUDA_CHUNK // len(weight) // 128 * 128)
+            rows_at_once = max(LEAST_ROWS, CUDA_CHUNK // len(weight) // 128 * 128)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), rows_at_once):
                 rows = hidden[start : start + rows_at_once]
                 wanted = targets[start : start + rows_at_once]
-                loss, gradient = score(rows @ matrix.T, wanted, factor, smoothing, z_loss)
+                loss, gradient = score(multiply(rows, matrix), wanted, factor, smoothing, z_loss)
                 total += loss
                 if with_gradients:
                     # Scaled in fp32 before the cast: fp16 holds nothing below 6e-8, where most probabilities lie.
                     gradient = gradient.to(hidden.dtype)
-                    torch.mm(gradient, matrix, out=hidden_gradient[start : start + rows_at_once])
+                    hidden_gradient[start : start + rows_at_once] = multiply(gradient, matrix.T)
                     if hidden.dtype == torch.float32:
-                        weight_gradient.addmm_(gradient.T, rows)
+                        weight_gradient.addmm_(gradient.T, rows, beta=int(start > 0))
                     else:
-                        weight_gradient += (gradient.T @ rows).float()
+                        product = (gradient.T @ rows).float()
+                        weight_gradient = weight_gradient.add_(product) if start else product
         context.save_for_backward(hidden_gradient, weight_gradient)
         context.weight_dtype, context.upstream = weight.dtype, upstream
         return total
@@ -111,7 +115,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Hand out the gradients that the forward pass made."""
         hidden_gradient, weight_gradient = context.saved_tensors
         factor = upstream / context.upstream
-        return hidden_gradient * factor, (weight_gradient * factor).to(context.weight_dtype), *6 * (None,)
+        unseen = factor.is_cuda or torch.compiler.is_compiling()  # a GPU's host would have to wait for it
+        if unseen or factor != 1:
+            hidden_gradient, weight_gradient = hidden_gradient * factor, weight_gradient * factor
+        return hidden_gradient, weight_gradient.to(context.weight_dtype), *6 * (None,)
 
 
 def chunked_cross_entropy(
@@ -154,6 +161,7 @@ class LossModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        use_faster_products(model)
         self.model = model
         self.upstream = 1.0  # set by the loop: what it multiplies the loss by
         self.score_rows: Score = score_rows

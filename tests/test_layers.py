@@ -44,7 +44,7 @@ LAYERS = [
             "remote",
         ),
     },
-    {"attention", "adapters", "compilation", "model", "losses", "preference", "metrics"},
+    {"attention", "adapters", "compilation", "model", "losses", "preference", "metrics", "products"},
     {"checkpoint", "loop", "generation", "replies", "dialogue", "evaluation", "export", "harness"}
     | {"classification", "prediction", "translation", "translation_scores", "languages", "codec", "decoding", "search"},
     {"launch", "precision", "sharding", "run", "facts", "recorder", "energy", "selection", "adaptation"}

@@ -22,6 +22,7 @@ ROWS, WIDTH, VOCABULARY = 37, 12, 50
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Logits held at once: a row, a row, five rows (the last chunk is short), all rows."""
     monkeypatch.setattr(hfkit.losses, "CHUNK", request.param)
+    monkeypatch.setattr(hfkit.losses, "LEAST_ROWS", 1)
     yield request.param
 
 
