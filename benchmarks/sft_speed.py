@@ -1,17 +1,20 @@
 """Instruction tuning: passes over the same conversations, hfkit against TRL's SFTTrainer.
 
     pip install trl
-    python benchmarks/sft_speed.py [--data conversations.jsonl.gz] [--conversations 256] [--pairs 5]
+    python benchmarks/sft_speed.py [--data conversations.jsonl.gz] [--conversations 256] [--pairs 5] [--packing]
 
-Both train the same small Llama from the same weights on what assistants say, AdamW, batches of eight. hfkit packs
-conversations into rows of 256 tokens that do not see each other; TRL pads each batch to its longest conversation, which
-is its default (`--packing` turns its packing on). A step of the figures is a whole pass.
+Both train the same Llama of 9.3 M parameters from the same weights on what assistants say, AdamW, eight conversations a
+step, none longer than 1,024 tokens (SFTTrainer's defaults, but for gradient checkpointing, which would slow it down).
+hfkit packs as many conversations into rows that hold as many tokens; TRL pads each batch to its longest conversation,
+which is its default (`--packing` turns its packing on). A step of the figures is a whole pass.
 """
 
 import argparse
+import json
 import os
 import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hfkit.chat import ChatFormat
@@ -27,9 +30,10 @@ from hfkit.data.conversations import (
 from hfkit.settings import ChatDataConfig, ModelConfig, TokenizerConfig
 from pairs import Tick, alternate, summarise
 from peers import FOREVER, OPTIM
-from results import save_result
+from results import FOLDER, save_result
+from train_speed import SMALL
 
-LENGTH, ROWS, VOCABULARY = 256, 8, 4096
+LENGTH, AT_ONCE = 1024, 8  # tokens of a conversation at most; conversations of a step
 Source = tuple[str | None, int]
 
 
@@ -41,8 +45,8 @@ def load(source: Source) -> tuple[Any, list[Any], Any]:
     config = ChatDataConfig(train_files=path, sequence_length=LENGTH)
     texts = load_texts(config, read_conversations, builtin_conversations)
     contents = [message["content"] for conversation in texts.train for message in conversation.messages]
-    tokenizer = chat_tokenizer(config, ModelConfig(), TokenizerConfig(vocab_size=VOCABULARY), contents)
-    model = build_causal_lm(ModelConfig(preset="mini"), tokenizer)
+    tokenizer = chat_tokenizer(config, ModelConfig(), TokenizerConfig(vocab_size=SMALL["vocab_size"]), contents)
+    model = build_causal_lm(ModelConfig(preset="tiny", config_overrides=SMALL), tokenizer)
     return tokenizer, texts.train[:count], model
 
 
@@ -59,14 +63,18 @@ def run_hfkit(source: Source, tick: Tick) -> None:
     tokenizer, conversations, model = load(source)
     texts = Texts(conversations, [], 0)
     data = load_conversations(ChatDataConfig(sequence_length=LENGTH), ChatFormat(tokenizer), texts)
-    packed = PackedChat(data.train, LENGTH)
-    steps = -(-packed.num_rows // ROWS)
+    tokens_a_step = AT_ONCE * sum(len(each.ids) for each in data.train) / len(data.train)
+    length = LENGTH if tokens_a_step > LENGTH else 256
+    rows = max(1, round(tokens_a_step / length))
+    packed = PackedChat(data.train, length)
+    steps = -(-packed.num_rows // rows)
     accelerator = build_accelerator(TrainConfig(precision="fp32"))
     module = CausalLMLoss(model)
     module, optimizer = accelerator.prepare(module, build_optimizer(module, OPTIM))
     hooks = Hooks(advance=lambda step, loss: tick(loss) if step % steps == 0 else None)
-    read, schedule = packed.reader(Split(ROWS, ROWS)), build_schedule(OPTIM, FOREVER)
-    Loop(accelerator, module, optimizer, read, schedule, Rhythm(FOREVER), Progressed(), hooks).run()
+    schedule, rhythm = build_schedule(OPTIM, FOREVER), Rhythm(FOREVER)
+    a_pass = packed.reader(Split(rows, rows), last=packed.num_rows)
+    Loop(accelerator, module, optimizer, lambda n: a_pass(n % steps), schedule, rhythm, Progressed(), hooks).run()
 
 
 def run_trl(source: Source, packing: bool, tick: Tick) -> None:
@@ -88,7 +96,7 @@ def run_trl(source: Source, packing: bool, tick: Tick) -> None:
         settings = SFTConfig(
             output_dir=folder,
             num_train_epochs=10_000,
-            per_device_train_batch_size=ROWS,
+            per_device_train_batch_size=AT_ONCE,
             learning_rate=OPTIM.learning_rate,
             lr_scheduler_type="constant",
             weight_decay=OPTIM.weight_decay,
@@ -120,7 +128,12 @@ def main() -> None:
     load_before = round(os.getloadavg()[0], 1)
     figures = summarise(alternate(sides, options.pairs, 1, warm_up=1), 1)
     about = {"pairs": options.pairs, "conversations": options.conversations, "load_before": load_before}
-    save_result("sft_speed", {**about, "trl_packs": options.packing, **figures})
+    path = FOLDER / "sft_speed.json"
+    earlier = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    data = Path(options.data).parent.name if options.data else "built-in"
+    name = f"{data}, TRL {'packs' if options.packing else 'pads'}"
+    kept = {key: value for key, value in earlier.items() if ", TRL " in key}
+    save_result("sft_speed", {**kept, name: {**about, **figures}})
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -31,7 +32,28 @@ def attend(
     """Return what the heads read, (rows, T, heads, head size), in the form that transformers' models call."""
     if isinstance(attention_mask, BlockMask):
         return _attend_in_blocks(query, key, value, attention_mask, rest.get("scaling")), None
+    if attention_mask is not None and attention_mask.dtype == torch.int64:
+        return _attend_apart(query, key, value, attention_mask, rest.get("scaling"), rest.get("dropout", 0.0)), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
+
+
+@torch.compiler.disable
+def _attend_apart(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float | None, dropout: float
+) -> Tensor:
+    """Attend causally within one document after the other: nothing that a mask would hide is computed."""
+    lengths = borders.flatten().diff().tolist()
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    documents = zip(*(each.transpose(1, 2).flatten(0, 1).split(lengths) for each in (query, key, value)), strict=True)
+    read = []
+    for document in documents:
+        heads_first = [part.transpose(0, 1)[None] for part in document]  # (1, heads, tokens, head size)
+        own = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scaling, dropout_p=dropout)
+        read.append(own[0].transpose(0, 1))
+    rows, heads, length, size = query.shape
+    return torch.cat(read).view(rows, length, heads, size)
 
 
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None) -> Tensor:
@@ -68,21 +90,31 @@ def isolation_mask(position_ids: Tensor, attention: str) -> Tensor | BlockMask:
 
     Args:
         position_ids: (rows, T); 0 begins a document.
-        attention: The implementation's name. SDPA takes a bool mask; ours takes, on CUDA, a block mask, whose kernel
-            skips what is masked; ``eager`` adds the mask to its scores, so it needs −inf.
-
-    Returns:
-        (rows, 1, T, T).
+        attention: The implementation's name. Ours takes, on CUDA, a block mask, whose kernel skips what is masked, and
+            on a CPU the documents' borders; SDPA takes a bool mask (rows, 1, T, T); ``eager`` adds the mask to its
+            scores, so it needs −inf.
     """
     document = (position_ids == 0).cumsum(-1)  # (rows, T)
-    if attention == NAME and position_ids.is_cuda:
-        return block_mask(document, compiled=True)
+    if attention == NAME:
+        return block_mask(document, compiled=True) if position_ids.is_cuda else document_borders(position_ids)
     length = position_ids.shape[-1]
     causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
     mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
-    if attention in ("sdpa", NAME):
+    if attention == "sdpa":
         return mask
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def document_borders(position_ids: Tensor) -> Tensor:
+    """Return where documents begin in the rows laid end to end, and where the last one ends.
+
+    Returns:
+        (1, 1, 1, documents + 1) int64: transformers hands on whatever has a mask's four dimensions.
+    """
+    begins = position_ids == 0
+    begins[:, 0] = True
+    starts = begins.flatten().nonzero()[:, 0]
+    return torch.cat([starts, starts.new_tensor([position_ids.numel()])])[None, None, None]
 
 
 def block_mask(document: Tensor, *, compiled: bool) -> BlockMask:

@@ -1,5 +1,6 @@
 """Attention in training: what it is given for plain, padded and packed rows, and that none of it changes the model."""
 
+import functools
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 import hfkit.losses
 from hfkit.attention import NAME, block_mask, isolation_mask, mask_unless_plain, use_training_attention
+from hfkit.compilation import compile_blocks
 from hfkit.losses import CausalLMLoss
 from tiny import tiny_model
 
@@ -86,12 +88,38 @@ def test_blocks_isolate_documents_as_the_mask_does(family: str, monkeypatch: pyt
     assert torch.allclose(loss, expected, rtol=1e-6) and not torch.allclose(plain, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("family", "compiled"), [*((family, False) for family in FAMILIES), ("llama", True)])
+def test_documents_one_by_one_have_the_gradients_of_masked_rows(
+    family: str, compiled: bool, monkeypatch: pytest.MonkeyPatch, masks_seen: list[Any]
+) -> None:
+    module = CausalLMLoss(tiny_model(family))
+    masks_seen.clear()
+    positions = [POSITIONS, POSITIONS.flip(0), torch.arange(12).remainder(3).expand(2, -1)]
+
+    def outcomes() -> list[torch.Tensor]:
+        losses = [module(IDS, IDS.roll(-1, 1), position_ids)[0] for position_ids in positions]
+        return [*losses, *torch.autograd.grad(sum(losses), list(module.parameters()))]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hfkit.losses, "isolation_mask", lambda position_ids, _: isolation_mask(position_ids, "sdpa"))
+        expected = outcomes()
+    assert all(isinstance(mask, torch.Tensor) for mask in masks_seen)
+    masks_seen.clear()
+    if compiled:
+        monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+        compile_blocks(module)
+    for one, other in zip(outcomes(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert masks_seen == ["causal"] * 2 * (3 + 3 + 8)
+
+
 def test_attention_of_ones_own_choice_stays() -> None:
     model = tiny_model("llama", attention="eager")
     use_training_attention(model)
     assert model.config._attn_implementation == "eager"
     assert isolation_mask(POSITIONS, "eager").is_floating_point()
-    assert isolation_mask(POSITIONS, NAME).dtype == torch.bool
+    assert isolation_mask(POSITIONS, "sdpa").dtype == torch.bool
+    assert isolation_mask(POSITIONS, NAME).tolist() == [[[[0, 5, 12, 24]]]]
 
 
 def test_the_saved_configuration_names_no_attention() -> None:

@@ -282,7 +282,7 @@ class PackedChat:
         """Return the batch of some rows, filled up to ``count`` of them; positions restart at each conversation."""
         shape = (count, self.length)
         ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE_INDEX, dtype=np.int64)
-        positions = np.zeros(shape, dtype=np.int64)  # an empty slot is a document of its own
+        positions = np.tile(np.arange(self.length), (count, 1))
         for row, numbers in enumerate(rows):
             start = 0
             for number in numbers:
@@ -292,5 +292,6 @@ class PackedChat:
                 targets[row, start:end] = np.where(learnt[1:], tokens[1:], IGNORE_INDEX)
                 positions[row, start:end] = np.arange(end - start)
                 start = end
+            positions[row, start:] = np.arange(self.length - start)  # the empty slots are one more document
         arrays = {"input_ids": ids, "targets": targets, "position_ids": positions}
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
