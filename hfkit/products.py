@@ -40,7 +40,8 @@ def _product_shape(rows: Tensor, weight: Tensor) -> Tensor:
 
 def multiply(rows: Tensor, weight: Tensor) -> Tensor:
     """Return ``rows @ weight.T`` without a gradient, by the faster library."""
-    if rows.device.type == "cpu" and rows.dtype == weight.dtype == torch.float32 and FASTER:
+    plain = rows.device.type == "cpu" and rows.dtype == weight.dtype == torch.float32
+    if FASTER and plain and weight.numel() >= WORTHWHILE:
         return torch.ops.hfkit.product(rows, weight)
     return rows @ weight.T
 

@@ -6,6 +6,7 @@ calling ``read(s)``, whatever s is.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, gcd
 
 import numpy as np
@@ -17,6 +18,7 @@ from hfkit.data.shards import IGNORE_INDEX, TokenStream
 from hfkit.settings import BadInput, TrainConfig
 
 Batch = dict[str, Tensor]
+BLOCK = 1024  # places whose order is computed together: a permutation costs by the call
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,27 @@ def packed_rows(
     sizes = [stream.num_rows(length) for stream in streams]
     mixture = build_mixture(weights) if len(streams) > 1 else None
 
-    def sequences(step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(sequences,) source and row of each sequence of the global batch."""
-        positions = split.positions(step, last)
+    @lru_cache(2)
+    def order(block: int) -> tuple[np.ndarray, np.ndarray]:
+        """(places,) source and row of each place of a block."""
+        positions = np.arange(block * BLOCK, (block + 1) * BLOCK)
         if mixture is None:
-            return np.zeros(len(positions), dtype=np.int64), shuffle(positions, sizes[0], seed)
+            return np.zeros(BLOCK, dtype=np.int64), shuffle(positions, sizes[0], seed)
         source, turn = mix_sources(positions, mixture)
         row = np.empty_like(turn)
         for number, size in enumerate(sizes):
             row[source == number] = shuffle(turn[source == number], size, seed + number)
         return source, row
+
+    def sequences(step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(sequences,) source and row of each sequence of the global batch."""
+        positions = split.positions(step, last)
+        blocks = np.unique(positions // BLOCK)
+        if not len(blocks):
+            return positions, positions
+        source, row = (np.concatenate(parts) for parts in zip(*map(order, blocks.tolist()), strict=True))
+        places = positions - blocks[0] * BLOCK
+        return source[places], row[places]
 
     def read(step: int) -> Step:
         source, row = sequences(step)
