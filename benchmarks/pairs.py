@@ -103,6 +103,8 @@ def summarise(figures: dict[str, list[dict[str, float]]], steps: int, ours: str 
         if name != ours:
             paired = list(zip(mine, rounds, strict=True))
             summary[name]["ours_is_faster_by"] = spread([theirs["seconds"] / own["seconds"] for own, theirs in paired])
+            by_cpu = [theirs["cpu"] / own["cpu"] for own, theirs in paired]
+            summary[name]["ours_is_faster_by_cpu_time"] = spread(by_cpu)  # where other work disturbs the clock
             extra = [(own["seconds"] - theirs["seconds"]) / steps * 1e3 for own, theirs in paired]
             summary[name]["ours_minus_theirs_ms"] = round(median(extra), 2)
     return summary
