@@ -49,8 +49,8 @@ def _attend_apart(
     documents = zip(*(each.transpose(1, 2).flatten(0, 1).split(lengths) for each in (query, key, value)), strict=True)
     read = []
     for document in documents:
-        heads_first = [part.transpose(0, 1)[None] for part in document]  # (1, heads, tokens, head size)
-        own = functional.scaled_dot_product_attention(*heads_first, is_causal=True, scale=scaling, dropout_p=dropout)
+        q, k, v = (part.transpose(0, 1)[None] for part in document)  # (1, heads, tokens, head size)
+        own = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
         read.append(own[0].transpose(0, 1))
     rows, heads, length, size = query.shape
     return torch.cat(read).view(rows, length, heads, size)

@@ -64,7 +64,8 @@ def use_faster_products(model: nn.Module) -> None:
     """Let the linear layers of a model multiply by the faster library; parameters and what is saved stay the same."""
     if not FASTER:
         return
-    for layer in model.modules():
+    layers: Any = model.modules()
+    for layer in layers:
         plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
         if plain and layer.weight.numel() >= WORTHWHILE and layer.weight.dtype == torch.float32:
             layer.forward = MethodType(_forward, layer)  # a method, so that a copied layer calls itself
