@@ -65,6 +65,8 @@ class Run:
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
         self.recorder = Recorder(self.accelerator, self.output_dir)
         self.say, self.write_samples = self.recorder.say, self.recorder.write_samples
+        if config.model.path and config.model.config_overrides:
+            self.say("Note: model.config_overrides shape a new model, so they are not used: model.path has its shape.")
         self.hub = config.hub
         self.publisher = Publisher(self.hub, self.output_dir) if self.is_main else None
 

@@ -207,6 +207,16 @@ def test_a_result_of_other_settings_is_not_kept(server: Server, settings: Words,
     assert result_of(tmp_path / "run")["eval_loss"] == other.metrics[-1]["eval_loss"]
 
 
+def test_a_model_that_exists_keeps_its_shape_and_the_run_says_so(
+    server: Server, script: Ended, settings: Words, tmp_path: Path
+) -> None:
+    other = {"model.path": str(script.output_dir / "model"), "model.config_overrides": {"num_hidden_layers": 3}}
+    ended = server.run("pretrain", settings | other, tmp_path / "run")
+    assert ended.code == 0, ended.stderr
+    assert "model.config_overrides shape a new model, so they are not used" in ended.stdout + ended.stderr
+    assert result_of(tmp_path / "run")["parameters"] == result_of(script.output_dir)["parameters"]
+
+
 def test_resume_never_moves_the_earlier_run_aside(server: Server, settings: Words, tmp_path: Path) -> None:
     first = server.run("pretrain", settings, tmp_path / "run")
     weights = first.weights
