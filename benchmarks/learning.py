@@ -62,13 +62,14 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not training:
         raise SystemExit(f"error: {folder} has no metrics.jsonl with training lines; give the output_dir of a run")
     at = {line["step"]: [line["tokens"], round(line["seconds"], 2)] for line in training}
+    evaluated = [line for line in lines if "eval_loss" in line and line["step"] in at]
     smoothed = smooth([(line["step"], line["loss"]) for line in training], len(training) // 40)
     smoothed = [*smoothed[:: max(1, len(smoothed) // 50)], *smoothed[-1:]]
     result = read_json(folder / "result.json") or {}
     return {
         **{name: result[name] for name in FIGURES if name in result},
         "training": [[*at[int(step)], round(loss or 0.0, 4)] for step, loss in smoothed],
-        "validation": [[*at[line["step"]], round(line["eval_loss"], 4)] for line in lines if "eval_loss" in line],
+        "validation": [[*at[line["step"]], round(line["eval_loss"], 4)] for line in evaluated],
     }
 
 

@@ -154,7 +154,7 @@ def download_checkpoint(config: HubConfig, root: Path, after: int = -1) -> Path:
     raise BadInput(
         f"{repo_id} holds no whole checkpoint"
         + (f" at {config.revision}" if config.revision else "")
-        + "; runs put them there with --hub.push_every and --hub.include_checkpoints true"
+        + "; runs put them there with --hub.include_checkpoints true"
     )
 
 

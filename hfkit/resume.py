@@ -12,7 +12,7 @@ from hfkit.data.batches import Plan
 from hfkit.files import recover_folder
 from hfkit.hub import download_checkpoint
 from hfkit.remote import HubError
-from hfkit.settings import BadInput, HubConfig, OptimConfig
+from hfkit.settings import AdapterConfig, BadInput, HubConfig, OptimConfig
 
 Found = tuple[Path, dict[str, Any]]  # a checkpoint's folder and its manifest
 STATE = (
@@ -102,6 +102,9 @@ def compare_identity(old: dict[str, Any], new: dict[str, Any], accepted: list[st
     """
     # An earlier hfkit's checkpoint lacks settings that came later: it was saved under what is now their default.
     old = {f"optim.{name}": value for name, value in asdict(OptimConfig()).items()} | old
+    if "adapter.rank" in new:
+        old = {f"adapter.{name}": value for name, value in asdict(AdapterConfig()).items()} | old
+        old["adapter.rank"] = old.pop("model.lora_rank", old["adapter.rank"])  # its earlier name
     free = set(accepted)
     if new["optim.schedule"] in ("constant", "wsd") and new["train.max_steps"] > old["train.max_steps"]:
         free.add("max_steps")

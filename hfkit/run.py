@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hfkit.card import write_model_card
-from hfkit.checkpoint import restore_model, restore_optimizer, save_checkpoint, state_writers
+from hfkit.checkpoint import list_checkpoints, restore_model, restore_optimizer, save_checkpoint, state_writers
 from hfkit.compilation import checkpoint_blocks, compile_blocks
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
@@ -303,12 +303,17 @@ class Run:
         """Put the mean of the last ``average`` checkpoints into the model where it is better than the last state."""
         if not average:
             return
+        kept = self.on_main(lambda: len(list_checkpoints(self.checkpoints)))
+        if kept < average:
+            self.say(f"Note: train.average_checkpoints is {average}, and {kept} were saved (train.save_every).")
+        if kept < 2:
+            return
         step = self.progress.step
         last = self.evaluated[1] if self.evaluated[0] == step else self._look(evaluate)
         self.selection.forget()
         self.selection.note(step, last)  # what the mean has to be better than
         if self.on_main(lambda: self.selection.is_lost(self.checkpoints)):
-            self.say(f"warning: no mean of checkpoints, since that of step {step} could not be saved")
+            self.say(f"warning: no mean of checkpoints, since that of step {step} is not here")
             return
         found = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), average)
         taken = "averaged_steps" in found

@@ -19,6 +19,7 @@ Measured = Sequence[tuple[float, float, float]]
 LEAST = 3  # different sizes, and different lengths: fewer leave an exponent undetermined
 DELTA = 1e-3  # Huber's: residuals of log L beyond it count linearly, as in the paper's section D.2
 EXPONENTS = np.geomspace(0.05, 1.6, 8)  # where a fit may begin
+EXPONENT_BOUNDS = 1e-3, 3.0
 RESAMPLES = 100
 
 
@@ -47,9 +48,15 @@ class Law:
 
         (Hoffmann et al., 2022, equation 4.)
         """
-        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        parameters = ratio * (flops / 6) ** self.exponent
-        return parameters, flops / 6 / parameters
+        ratio = (math.log(self.alpha * self.A) - math.log(self.beta * self.B)) / (self.alpha + self.beta)
+        parameters = ratio + self.exponent * math.log(flops / 6)  # in logarithms, of which no law overflows
+        return float(np.exp(parameters)), float(np.exp(math.log(flops / 6) - parameters))
+
+    @property
+    def has_optimum(self) -> bool:
+        """Whether both size and tokens were seen to matter: an exponent at its bound says that one does not."""
+        low, high = EXPONENT_BOUNDS
+        return all(1.01 * low < exponent < 0.99 * high for exponent in (self.alpha, self.beta))
 
 
 def can_fit(runs: Measured) -> bool:
@@ -84,7 +91,8 @@ def fit_law(runs: Measured, starts: int = 3) -> Law:
         scales, error = nnls(columns / losses[:, None], np.ones_like(losses))
         begins.append((error, [*np.log(np.maximum(scales, 2 * least)), alpha, beta]))
     begins.sort(key=lambda begin: begin[0])
-    bounds = [*3 * [math.log(least)], 1e-3, 1e-3], [*3 * [np.inf], 3.0, 3.0]
+    low, high = EXPONENT_BOUNDS
+    bounds = [*3 * [math.log(least)], low, low], [*3 * [np.inf], high, high]
     fits = [least_squares(residuals, p, slopes, bounds, loss="huber", f_scale=DELTA) for _, p in begins[:starts]]
     e, a, b, alpha, beta = min(fits, key=lambda fit: fit.cost).x
     return Law(
@@ -102,7 +110,8 @@ def describe_law(runs: Measured, seed: int = 0) -> dict[str, Any]:
     Returns:
         `law` (its five constants and `exponent`), `intervals` (95 % of the laws of resampled runs), `left_out_error`
         (relative error of the loss of a run that the fit has not seen: its mean size, and that of the largest run), and
-        `optimum` (parameters, tokens and loss at the largest run's budget, and at ten times it).
+        `optimum` (parameters, tokens and loss at the largest run's budget, and at ten times it; empty where the runs do
+        not show that both matter).
     """
     law, largest = fit_law(runs), max(runs, key=lambda run: run[0] * run[1])
     errors = {run: _left_out_error(runs, run) for run in set(runs)}
@@ -111,7 +120,7 @@ def describe_law(runs: Measured, seed: int = 0) -> dict[str, Any]:
         "law": {**asdict(law), "exponent": law.exponent},
         "intervals": _intervals(runs, seed),
         "left_out_error": {"mean": float(np.mean(known)) if known else None, "largest_run": errors[largest]},
-        "optimum": [_optimum(law, factor * 6 * largest[0] * largest[1]) for factor in (1, 10)],
+        "optimum": [_optimum(law, factor * 6 * largest[0] * largest[1]) for factor in (1, 10) if law.has_optimum],
     }
 
 

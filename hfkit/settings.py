@@ -415,6 +415,8 @@ class TrainConfig:
             raise BadInput(f"train.epochs must be above 0, not {self.epochs}")
         if self.keep_checkpoints < 2:
             raise BadInput(f"train.keep_checkpoints must be at least 2, not {self.keep_checkpoints}")
+        if self.average_checkpoints == 1:
+            raise BadInput("train.average_checkpoints 1 is no mean; give 2 or more, or 0 for none")
         if not 0 <= self.average_checkpoints <= self.keep_checkpoints:
             raise BadInput(
                 f"train.average_checkpoints {self.average_checkpoints} needs as many checkpoints; "

@@ -36,7 +36,9 @@ def summarize(grid: dict[str, list[Any]], points: Sequence[Point]) -> dict[str, 
         runs[place] = min(point["eval_loss"], runs.get(place, point["eval_loss"]))
     measured = [(size, tokens, loss) for (size, tokens), loss in runs.items()]
     note = ""
-    if not can_fit(measured):
+    if texts := [key for key in grid if key.startswith(("data.", "tokenizer."))]:
+        note = f"A scaling law is of one text in one vocabulary; the grid has {', '.join(texts)}."
+    elif not can_fit(measured):
         sizes, lengths = (len({run[place] for run in measured}) for place in (0, 1))
         note = (
             f"A scaling law needs {LEAST} sizes, {LEAST} lengths and more than five of their combinations; there are "
@@ -99,7 +101,7 @@ def tell_law(sweep: dict[str, Any]) -> list[str]:
 def is_settled(scaling: dict[str, Any]) -> bool:
     """Whether resampled points agree on how the best size grows with the budget."""
     low, high = scaling["intervals"].get("exponent") or (0.0, 1.0)
-    return high - low <= SETTLED
+    return bool(scaling["optimum"]) and high - low <= SETTLED
 
 
 def point_rows(sweep: dict[str, Any]) -> tuple[list[str], list[list[Any]]]:

@@ -11,7 +11,8 @@ stopped goes on, inside a point too, and a grid that has grown trains what is ne
 
 import re
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class SweepConfig(RunConfig):
             raise BadInput(f"resume {self.resume}: the points of a sweep take auto or never")
         self.grid = {key: values if isinstance(values, list) else [values] for key, values in self.grid.items()}
         for key, values in self.grid.items():
+            if is_dataclass(reduce(lambda section, name: getattr(section, name, None), key.split("."), self)):
+                raise BadInput(f"grid: {key} is a section; name a setting inside it")
             if key in ONE or key.startswith("hub."):
                 raise BadInput(f"grid: {key} is one for all points")
             if not values:
@@ -72,17 +75,21 @@ if __name__ == "__main__":  # before anything heavy is imported: help and mistak
 
 import gc
 import io
+import os
 from contextlib import redirect_stdout
 
 import pretrain
 import torch
 
-from hfkit.config import config_dict
+from hfkit.config import config_dict, save_config
+from hfkit.data.batches import plan_steps
 from hfkit.data.prepare import prepare_data
 from hfkit.files import read_json, write_json
 from hfkit.launch import launch
 from hfkit.loop import Diverged
 from hfkit.model import build_config, set_length
+from hfkit.optim import build_schedule
+from hfkit.remote import resolve_model
 from hfkit.status import is_main_process
 from hfkit.sweep_report import FIGURES, summarize, tell_sweep, write_sweep_page
 from hfkit.yaml12 import read_yaml
@@ -93,7 +100,9 @@ def main(config: SweepConfig) -> None:
     points = list_points(config)
     runs = {name: as_pretraining(point) for name, (_, point) in points.items()}
     for run in runs.values():
-        check_model(run)
+        check_point(run)
+    if is_main_process():
+        save_config(config, config.output_dir / "config.yaml")
     for number, (name, run) in enumerate(runs.items(), 1):
         if is_finished(run):
             continue
@@ -115,11 +124,16 @@ def as_pretraining(point: SweepConfig) -> pretrain.PretrainConfig:
     return pretrain.PretrainConfig(**{f.name: getattr(point, f.name) for f in fields(pretrain.PretrainConfig)})
 
 
-def check_model(run: pretrain.PretrainConfig) -> None:
-    """See that a point's model can be built, before the points before it take their hours."""
-    if run.model.path is None:
-        tokenizer = prepare_data(run.data, run.tokenizer).tokenizer
-        set_length(build_config(run.model, tokenizer), run.data.sequence_length)
+def check_point(run: pretrain.PretrainConfig) -> None:
+    """See that a point's model can be built and its steps be planned, before the points before it take their hours."""
+    length = run.data.sequence_length
+    base = resolve_model(run.model.path, run.model.revision) if run.model.path else None
+    data = prepare_data(run.data, run.tokenizer, tokenizer_path=base)
+    if base is None:
+        set_length(build_config(run.model, data.tokenizer), length)
+    rows = sum(stream.num_rows(length) for stream in data.train)
+    plan = plan_steps(run.train, rows, length, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    build_schedule(run.optim, plan.max_steps)
 
 
 def is_finished(run: pretrain.PretrainConfig) -> bool:

@@ -34,8 +34,14 @@ class TranslationConfig(RunConfig):
     def __post_init__(self) -> None:
         if self.train.batch_stages:
             raise BadInput("train.batch_stages: a step of translation is a batch of similar lengths; leave it out")
-        if self.model.average_checkpoints:
-            self.train = replace(self.train, average_checkpoints=self.model.average_checkpoints)
+        if earlier := self.model.average_checkpoints:
+            if self.train.average_checkpoints not in (0, earlier):
+                raise BadInput(
+                    f"train.average_checkpoints is {self.train.average_checkpoints}, and under its earlier name, "
+                    f"model.average_checkpoints, {earlier}: leave the second out"
+                )
+            self.train = replace(self.train, average_checkpoints=earlier)
+            self.model = replace(self.model, average_checkpoints=0)
         if self.train.max_steps is None and self.train.epochs is None:
             self.train.epochs = EPOCHS
 

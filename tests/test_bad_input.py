@@ -158,6 +158,7 @@ CASES = [
         ("train.batch_stages take 4 steps", "only 4"),
     ),
     Case("stages without sizes", {"train.batch_stages": [[2]]}, ("train.batch_stages", "[steps, sequences]", "[2]")),
+    Case("a mean of one", {"train.average_checkpoints": 1}, ("train.average_checkpoints 1 is no mean",)),
     Case("negative mean", {"train.average_checkpoints": -1}, ("train.average_checkpoints -1",)),
     Case("negative z-loss", {"optim.z_loss": -1e-4}, ("optim.z_loss", "at least 0", "-0.0001")),
     Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: ", "nowhere", "manifest.json")),

@@ -42,6 +42,14 @@ def test_the_best_division_of_a_budget_has_the_least_loss() -> None:
     assert CHINCHILLA.divide(1e22)[0] / parameters == pytest.approx(100**CHINCHILLA.exponent)
 
 
+@pytest.mark.parametrize("rising", [0, 1])
+def test_runs_of_which_size_or_length_does_not_help_have_no_optimum(rising: int) -> None:
+    runs = [(n, d, 3 + 0.05 * np.log10((n, d)[rising])) for n in SIZES for d in LENGTHS]
+    found = describe_law(runs)
+    assert found["optimum"] == []
+    assert all(np.isfinite(value) for value in found["law"].values())
+
+
 def test_a_law_needs_three_sizes_three_lengths_and_more_runs_than_constants() -> None:
     assert can_fit(RUNS)
     assert not can_fit([run for run in RUNS if run[0] < 4e8])
