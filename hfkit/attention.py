@@ -52,8 +52,8 @@ def _attend_apart(
         q, k, v = (part.transpose(0, 1)[None] for part in document)  # (1, heads, tokens, head size)
         own = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
         read.append(own[0].transpose(0, 1))
-    rows, heads, length, size = query.shape
-    return torch.cat(read).view(rows, length, heads, size)
+    rows, heads, length, _ = query.shape
+    return torch.cat(read).view(rows, length, heads, value.shape[-1])
 
 
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None) -> Tensor:

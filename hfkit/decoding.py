@@ -60,7 +60,7 @@ def _search(model: PreTrainedModel, codec: Codec, prompts: list[list[int]]) -> l
     mask = torch.tensor(real if left else [row[::-1] for row in real])
     generate: Any = model.generate
     inputs = {"input_ids": torch.tensor(rows, device=model.device), "attention_mask": mask.to(model.device)}
-    own = {"custom_generate": search} if can_search(model.generation_config) else {}
+    own = {"custom_generate": search} if can_search(model) else {}
     output = generate(**inputs, use_cache=True, **own)
     # A language token that is forced to come first is not part of the text; M2M-100's would be printed with it.
     begin = longest if left else 1 + (model.generation_config.forced_bos_token_id is not None)

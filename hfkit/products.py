@@ -2,7 +2,7 @@
 
 MKL keeps its best kernels for its maker's processors. On two Zen 4 cores MKL reaches 84–93 GFLOP/s in a layer's forward
 product (70 at 256 × 256) and 89–95 in the gradient of its input, oneDNN, which PyTorch carries too, 99–105 in both; the
-gradient of the weight stays with MKL, 92–96 against 83–87 (2026-11-26, torch 2.13, 2,048 rows).
+gradient of the weight stays with MKL, 92–96 against 83–87 (2026-11-26, torch 2.13, 2,048 rows); so do few rows.
 """
 
 from pathlib import Path
@@ -23,6 +23,7 @@ def _made_by_amd() -> bool:
 
 FASTER = _made_by_amd() and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
 WORTHWHILE = 1 << 15  # numbers of a weight; below, a call costs more than it saves
+MANY_ROWS = 256  # below, MKL is as fast, and oneDNN needs a millisecond the first time that it meets a number of rows
 
 _library = torch.library.Library("hfkit", "DEF")
 _library.define("product(Tensor rows, Tensor weight) -> Tensor")
@@ -41,7 +42,7 @@ def _product_shape(rows: Tensor, weight: Tensor) -> Tensor:
 def multiply(rows: Tensor, weight: Tensor) -> Tensor:
     """Return ``rows @ weight.T`` without a gradient, by the faster library."""
     plain = rows.device.type == "cpu" and rows.dtype == weight.dtype == torch.float32
-    if FASTER and plain and weight.numel() >= WORTHWHILE:
+    if FASTER and plain and weight.numel() >= WORTHWHILE and len(rows) >= MANY_ROWS:
         return torch.ops.hfkit.product(rows, weight)
     return rows @ weight.T
 
@@ -53,6 +54,7 @@ class _Linear(torch.autograd.Function):
         return torch.ops.hfkit.product(rows, weight)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows, weight = context.saved_tensors
         for_rows = torch.ops.hfkit.product(upstream, weight.T) if context.needs_input_grad[0] else None
@@ -73,7 +75,8 @@ def use_faster_products(model: nn.Module) -> None:
 
 def _forward(layer: nn.Linear, rows: Tensor) -> Tensor:
     """A linear layer's forward."""
-    if rows.device.type != "cpu" or rows.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    plain = rows.device.type == "cpu" and rows.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not plain or rows.shape[:-1].numel() < MANY_ROWS:
         return functional.linear(rows, layer.weight, layer.bias)
     product = _Linear.apply(rows, layer.weight)
     return product if layer.bias is None else product + layer.bias

@@ -35,10 +35,23 @@ class Candidates(NamedTuple):
     over: Tensor  # which of them end here
 
 
-def can_search(config: GenerationConfig) -> bool:
-    """Whether these settings ask for nothing that ties a row to its place: places change when sentences leave."""
-    asked = (config.do_sample, config.encoder_no_repeat_ngram_size, config.max_time, config.stop_strings)
-    return not any(asked) and config.encoder_repetition_penalty in (None, 1.0)
+def can_search(model: Any) -> bool:
+    """Whether a model's settings ask for one best sentence, and for nothing that ties a row to its place.
+
+    Places change when sentences leave, so that neither a processor nor the model may remember rows by their number.
+    """
+    config = model.generation_config
+    placed = (config.encoder_no_repeat_ngram_size, config.max_time, config.stop_strings, config.guidance_scale)
+    other = (config.do_sample, config.return_dict_in_generate, config.output_hidden_states, config.output_attentions)
+    penalties = (config.repetition_penalty, config.encoder_repetition_penalty)
+    more = (config.num_return_sequences, getattr(config, "num_beam_groups", None))
+    return (
+        not any(placed + other)
+        and all(value in (None, 1) for value in penalties + more)
+        and config.pad_token_id is not None
+        and not any(getattr(config, name, None) for name in ("penalty_alpha", "constraints", "force_words_ids"))
+        and not getattr(model, "_is_stateful", False)  # a recurrent state in place of a cache of rows
+    )
 
 
 def search(
@@ -108,7 +121,11 @@ def _extend(scored: Tensor, scores: Tensor, config: GenerationConfig, at_end: bo
     totals = scored.view(sentences, beams, -1)
     if beams > 1:  # a greedy search compares nothing but the next token
         totals = totals + scores[..., None]
-    best, places = totals.flatten(1).topk((1 + len(ends)) * beams)
+    if beams == 1:  # of equal maxima `argmax` names another one than `topk`
+        places = totals.flatten(1).argmax(-1, keepdim=True)
+        best = totals.flatten(1).gather(1, places)
+    else:
+        best, places = totals.flatten(1).topk((1 + len(ends)) * beams)
     first_rows = beams * torch.arange(sentences, device=scores.device)[:, None]
     tokens = places % scored.shape[-1]
     over = torch.isin(tokens, ends) | at_end

@@ -1,5 +1,6 @@
 """The search that finished sentences leave: token for token what transformers' own ``generate`` finds."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def test_search_finds_what_generate_finds(kind: str, name: str) -> None:
     model, inputs = inputs_of(kind)
     model.generation_config.update(do_sample=False, eos_token_id=ENDS, pad_token_id=1, max_new_tokens=12)
     model.generation_config.update(**SETTINGS[name])
-    assert can_search(model.generation_config)
+    assert can_search(model)
     expected = model.generate(**inputs, use_cache=True)
     rows: list[int] = []
     model.register_forward_hook(lambda module, given, output: rows.append(len(output.logits)))
@@ -51,7 +52,20 @@ def test_search_finds_what_generate_finds(kind: str, name: str) -> None:
 
 
 def test_what_asks_for_a_row_by_its_place_is_left_to_generate() -> None:
-    assert can_search(GenerationConfig(num_beams=3))
-    assert not can_search(GenerationConfig(encoder_no_repeat_ngram_size=2))
-    assert not can_search(GenerationConfig(encoder_repetition_penalty=1.2))
-    assert not can_search(GenerationConfig(do_sample=True))
+    def can(stateful: bool = False, **settings: Any) -> bool:
+        config = GenerationConfig(pad_token_id=1, **settings)
+        return can_search(SimpleNamespace(generation_config=config, _is_stateful=stateful))
+
+    assert can(num_beams=3) and can(repetition_penalty=1.0, num_return_sequences=1)
+    assert not can(stateful=True)
+    for name, value in {
+        "repetition_penalty": 1.2,
+        "encoder_repetition_penalty": 1.2,
+        "encoder_no_repeat_ngram_size": 2,
+        "num_return_sequences": 2,
+        "return_dict_in_generate": True,
+        "guidance_scale": 1.5,
+        "do_sample": True,
+    }.items():
+        assert not can(**{name: value}), name
+    assert not can_search(SimpleNamespace(generation_config=GenerationConfig()))  # without a token to fill up with
