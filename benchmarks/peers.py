@@ -221,6 +221,45 @@ def run_trainer(task: Task, tick: Tick) -> None:
         Trainer(task.build_model(), settings, train_dataset=Rows(task), callbacks=[StepEnd()]).train()
 
 
+def run_litgpt(task: Task, tick: Tick) -> None:
+    """The steps of litgpt's `pretrain.fit` on its own model code (pip install --no-deps litgpt lightning)."""
+    import lightning
+    from litgpt import GPT, Config
+    from litgpt.utils import chunked_cross_entropy
+
+    fabric = lightning.Fabric(
+        accelerator=task.device, devices=1, precision="32-true" if task.precision == "fp32" else "bf16-mixed"
+    )
+    shape = Config(
+        block_size=task.length,
+        padded_vocab_size=task.shape["vocab_size"],
+        n_layer=task.shape["num_hidden_layers"],
+        n_head=task.shape["num_attention_heads"],
+        n_query_groups=task.shape["num_key_value_heads"],
+        n_embd=task.shape["hidden_size"],
+        intermediate_size=task.shape["intermediate_size"],
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+    )
+    model: Any = GPT(shape)  # its input and output embeddings are two matrices
+    model = fabric.setup(torch.compile(model) if task.compiled else model)
+    optimizer: Any = torch.optim.AdamW(
+        model.parameters(), lr=OPTIM.learning_rate, betas=(0.9, OPTIM.beta2), weight_decay=OPTIM.weight_decay
+    )
+    optimizer = fabric.setup_optimizers(optimizer)
+    for number, batch in enumerate(batches(task), 1):
+        ids = batch["input_ids"]
+        loss = chunked_cross_entropy(model(ids[:, :-1].contiguous()), ids[:, 1:].contiguous())
+        fabric.backward(loss)
+        fabric.clip_gradients(model, optimizer, max_norm=1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tick(loss.item() if number % 10 == 0 else None)
+
+
 def run_eager_trainer(task: Task, tick: Tick) -> None:
     """The Trainer without compile, beside sides that have it."""
     run_trainer(replace(task, compiled=False), tick)
@@ -231,5 +270,6 @@ PEERS = {
     "trainer": run_trainer,
     "trainer-eager": run_eager_trainer,
     "accelerate": run_accelerate,
+    "litgpt": run_litgpt,
     "bare": run_bare,
 }

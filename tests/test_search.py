@@ -57,12 +57,11 @@ def test_what_asks_for_a_row_by_its_place_is_left_to_generate() -> None:
         return can_search(SimpleNamespace(generation_config=config, _is_stateful=stateful))
 
     assert can(num_beams=3) and can(repetition_penalty=1.0, num_return_sequences=1)
-    assert not can(stateful=True)
+    assert not can(stateful=True) and not can(num_beams=3, num_return_sequences=2)
     for name, value in {
         "repetition_penalty": 1.2,
         "encoder_repetition_penalty": 1.2,
         "encoder_no_repeat_ngram_size": 2,
-        "num_return_sequences": 2,
         "return_dict_in_generate": True,
         "guidance_scale": 1.5,
         "do_sample": True,
