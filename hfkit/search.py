@@ -110,7 +110,7 @@ def _read(model: Any, ids: Tensor, inputs: dict[str, Any], first: bool = False) 
 
 
 def _extend(scored: Tensor, scores: Tensor, config: GenerationConfig, at_end: bool) -> Candidates:
-    """Return twice as many candidates as beams, so that enough go on however many of them end.
+    """Return twice as many candidates as beams, so that enough go on however many of them end; greedily, the one.
 
     Args:
         scored: (rows, vocabulary) of the next token.
@@ -119,13 +119,11 @@ def _extend(scored: Tensor, scores: Tensor, config: GenerationConfig, at_end: bo
     sentences, beams = scores.shape
     ends = torch.tensor(config.eos_token_id, device=scores.device).flatten()
     totals = scored.view(sentences, beams, -1)
-    if beams > 1:  # a greedy search compares nothing but the next token
-        totals = totals + scores[..., None]
-    if beams == 1:  # of equal maxima `argmax` names another one than `topk`
+    if beams == 1:  # compares nothing but the next token; of equal ones `argmax` names another one than `topk`
         places = totals.flatten(1).argmax(-1, keepdim=True)
         best = totals.flatten(1).gather(1, places)
     else:
-        best, places = totals.flatten(1).topk((1 + len(ends)) * beams)
+        best, places = (totals + scores[..., None]).flatten(1).topk((1 + len(ends)) * beams)
     first_rows = beams * torch.arange(sentences, device=scores.device)[:, None]
     tokens = places % scored.shape[-1]
     over = torch.isin(tokens, ends) | at_end
