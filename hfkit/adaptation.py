@@ -57,7 +57,7 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
     run = Run(own, Facts.of(data))
     model = build_causal_lm(own.model, data.tokenizer, own.seed)
     set_length(model.config, length)
-    check_isolation(model)
+    check_isolation(model, length)
     rows = sum(stream.num_rows(length) for stream in data.train)
     plan = plan_steps(own.train, rows, length, run.rank, run.world_size)
     run.set_up(CausalLMLoss(model), own.optim, plan, data.tokenizer)

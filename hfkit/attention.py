@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -30,16 +30,24 @@ def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, **rest: Any
 ) -> tuple[Tensor, None]:
     """Return what the heads read, (rows, T, heads, head size), in the form that transformers' models call."""
+    scaling, window = rest.get("scaling"), rest.get("sliding_window")  # this layer's: full layers have none
     if isinstance(attention_mask, BlockMask):
-        return _attend_in_blocks(query, key, value, attention_mask, rest.get("scaling")), None
+        windowed = getattr(attention_mask, "windowed", attention_mask) if window else attention_mask
+        return _attend_in_blocks(query, key, value, windowed, scaling), None
     if attention_mask is not None and attention_mask.dtype == torch.int64:
-        return _attend_apart(query, key, value, attention_mask, rest.get("scaling"), rest.get("dropout", 0.0)), None
+        return _attend_apart(query, key, value, attention_mask, scaling, rest.get("dropout", 0.0), window), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
 
 
 @torch.compiler.disable
 def _attend_apart(
-    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
 ) -> Tensor:
     """Attend causally within one document after the other: nothing that a mask would hide is computed."""
     lengths = borders.flatten().diff().tolist()
@@ -50,10 +58,18 @@ def _attend_apart(
     read = []
     for document in documents:
         q, k, v = (part.transpose(0, 1)[None] for part in document)  # (1, heads, tokens, head size)
-        own = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
+        mask = _window_mask(q.shape[2], window, q.device) if window and q.shape[2] > window else None
+        own = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, dropout_p=dropout
+        )
         read.append(own[0].transpose(0, 1))
     rows, heads, length, _ = query.shape
     return torch.cat(read).view(rows, length, heads, value.shape[-1])
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """Return where a token is among the ``window`` last ones, itself included: (length, length) bool."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
 def _attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None) -> Tensor:
@@ -85,7 +101,17 @@ AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, mask_unless_plain)
 
 
-def isolation_mask(position_ids: Tensor, attention: str) -> Tensor | BlockMask:
+def sliding_window(config: PretrainedConfig) -> int | None:
+    """Return how many tokens the model's sliding layers see, the current one included; None where all layers see all.
+
+    >>> from transformers import LlamaConfig, MistralConfig, Qwen3Config
+    >>> [sliding_window(kind()) for kind in (MistralConfig, LlamaConfig, Qwen3Config)]  # Qwen3's is off by default
+    [4096, None, None]
+    """
+    return getattr(config, "sliding_window", None)
+
+
+def isolation_mask(position_ids: Tensor, attention: str, window: int | None = None) -> Tensor | BlockMask:
     """Return the mask under which a token sees its own document's earlier tokens and itself.
 
     Args:
@@ -93,10 +119,12 @@ def isolation_mask(position_ids: Tensor, attention: str) -> Tensor | BlockMask:
         attention: The implementation's name. Ours takes, on CUDA, a block mask, whose kernel skips what is masked, and
             on a CPU the documents' borders; SDPA takes a bool mask (rows, 1, T, T); ``eager`` adds the mask to its
             scores, so it needs −inf.
+        window: How far back the model's sliding layers see, this token included. Ours alone tells these layers from
+            full ones: see ``hfkit.model.check_isolation``.
     """
     document = (position_ids == 0).cumsum(-1)  # (rows, T)
     if attention == NAME:
-        return block_mask(document, compiled=True) if position_ids.is_cuda else document_borders(position_ids)
+        return block_masks(document, window) if position_ids.is_cuda else document_borders(position_ids)
     length = position_ids.shape[-1]
     causal = torch.ones(length, length, dtype=torch.bool, device=position_ids.device).tril()
     mask = ((document[:, :, None] == document[:, None, :]) & causal)[:, None]
@@ -117,17 +145,29 @@ def document_borders(position_ids: Tensor) -> Tensor:
     return torch.cat([starts, starts.new_tensor([position_ids.numel()])])[None, None, None]
 
 
-def block_mask(document: Tensor, *, compiled: bool) -> BlockMask:
-    """Return causal attention inside documents, as blocks of which the kernel visits only those that hold something.
+def block_masks(document: Tensor, window: int | None, *, compiled: bool = True) -> BlockMask:
+    """Return the mask of full layers, which carries that of sliding layers where rows are longer than the window.
+
+    Every layer is handed the one mask that the model is given; transformers hands on whatever has four dimensions.
 
     Args:
         document: (rows, T) number of each token's document within its row.
+        window: As in ``isolation_mask``.
         compiled: Whether to compile the search for blocks, which else holds a (rows, T, T) tensor.
     """
+    mask = block_mask(document, None, compiled)
+    if window and window < document.shape[1]:
+        mask.windowed = block_mask(document, window, compiled)  # type: ignore[attr-defined]
+    return mask
+
+
+def block_mask(document: Tensor, window: int | None, compiled: bool) -> BlockMask:
+    """Return causal attention inside documents, as blocks of which the kernel visits only those that hold something."""
     rows, length = document.shape
 
     def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (document[row, query] == document[row, key])
+        own = (query >= key) & (document[row, query] == document[row, key])
+        return own & (query - key < window) if window else own
 
     mask = create_block_mask(sees, rows, None, length, length, device=document.device, _compile=compiled)
     mask.ndim = 4  # type: ignore[attr-defined]  # GPT-2 asks

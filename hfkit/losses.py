@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hfkit.adapters import is_quantized, merge_adapter
-from hfkit.attention import isolation_mask, use_training_attention
+from hfkit.attention import isolation_mask, sliding_window, use_training_attention
 from hfkit.data.shards import IGNORE_INDEX
 from hfkit.products import multiply, use_faster_products
 
@@ -234,7 +234,8 @@ class CausalLMLoss(TokenLoss):
         """
         inputs: dict[str, Any] = {"input_ids": input_ids}
         if position_ids is not None:
-            mask = isolation_mask(position_ids, self.model.config._attn_implementation)
+            config = self.model.config
+            mask = isolation_mask(position_ids, config._attn_implementation, sliding_window(config))
             inputs |= {"position_ids": position_ids, "attention_mask": mask}
         return self.score(inputs, targets)
 

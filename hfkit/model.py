@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hfkit.attention import isolation_mask
+from hfkit.attention import isolation_mask, sliding_window
 from hfkit.remote import resolve_model
 from hfkit.settings import BadInput, ModelConfig
 
@@ -193,12 +193,22 @@ def generation_config(vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> Ge
     )
 
 
-def check_isolation(model: PreTrainedModel) -> None:
+def check_isolation(model: PreTrainedModel, length: int) -> None:
     """Change one packed document and see that its neighbour's logits do not move.
 
     Which mask an installed transformers really applies depends on its version, the cache and the architecture: this
     costs milliseconds at start-up and stops a run whose documents would read each other.
+
+    Raises:
+        BadInput: where they would, and where rows of ``length`` are longer than a sliding window and ``eager``
+            attention, which takes one mask for all layers, would let sliding layers see past it.
     """
+    window = sliding_window(model.config)
+    if window and window < length and model.config._attn_implementation == "eager":
+        raise BadInput(
+            f"model.attention eager does not keep this model's sliding window of {window} tokens in packed rows of "
+            f"{length}; use sdpa, or data.sequence_length {window}"
+        )
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, 12), generator=generator)
     changed = ids.clone()

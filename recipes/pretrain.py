@@ -50,7 +50,7 @@ def main(config: PretrainConfig) -> None:
 
     model = build_causal_lm(config.model, data.tokenizer, config.seed)
     set_length(model.config, length)
-    check_isolation(model)
+    check_isolation(model, length)
 
     rows = sum(stream.num_rows(length) for stream in data.train)
     plan = plan_steps(config.train, rows, length, run.rank, run.world_size)

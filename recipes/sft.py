@@ -95,7 +95,7 @@ def main(config: SftConfig) -> None:
     end_turns_at(model, chat.end_id)
     answer_by_default(model, config.generation)
     set_length(model.config, length)
-    check_isolation(model)
+    check_isolation(model, length)
     attach_adapter(model, config.adapter)
     if config.neftune_alpha:
         add_embedding_noise(model, config.neftune_alpha)

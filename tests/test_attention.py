@@ -6,11 +6,21 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention.flex_attention import BlockMask
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 import hfkit.losses
-from hfkit.attention import NAME, block_mask, isolation_mask, mask_unless_plain, use_training_attention
+from hfkit.attention import (
+    NAME,
+    block_masks,
+    isolation_mask,
+    mask_unless_plain,
+    sliding_window,
+    use_training_attention,
+)
 from hfkit.compilation import compile_blocks
 from hfkit.losses import CausalLMLoss
+from hfkit.model import check_isolation
+from hfkit.settings import BadInput
 from tiny import tiny_model
 
 FAMILIES = ["llama", "qwen3", "gpt2"]
@@ -77,8 +87,8 @@ def test_blocks_isolate_documents_as_the_mask_does(family: str, monkeypatch: pyt
     module = CausalLMLoss(tiny_model(family))
     batch = {"input_ids": IDS, "targets": IDS.roll(-1, 1), "position_ids": POSITIONS}
 
-    def blocks(position_ids: torch.Tensor, attention: str) -> BlockMask:
-        return block_mask((position_ids == 0).cumsum(-1), compiled=False)
+    def blocks(position_ids: torch.Tensor, attention: str, window: int | None) -> BlockMask:
+        return block_masks((position_ids == 0).cumsum(-1), window, compiled=False)
 
     with torch.no_grad():  # uncompiled, it has no backward pass on a CPU
         expected, _ = module(**batch)
@@ -86,6 +96,62 @@ def test_blocks_isolate_documents_as_the_mask_does(family: str, monkeypatch: pyt
         loss, _ = module(**batch)
         plain, _ = module(**batch | {"position_ids": None})
     assert torch.allclose(loss, expected, rtol=1e-6) and not torch.allclose(plain, expected, rtol=1e-6)
+
+
+SHAPE = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "pad_token_id": 0,
+    "sliding_window": 3,
+}
+SLIDING = [  # all layers, one of two layers
+    AutoConfig.for_model("mistral", **SHAPE),
+    AutoConfig.for_model("gemma3_text", **SHAPE, layer_types=["sliding_attention", "full_attention"]),
+    AutoConfig.for_model("qwen3", **SHAPE, use_sliding_window=True, max_window_layers=1),
+]
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("config", SLIDING, ids=lambda config: config.model_type)
+def test_sliding_layers_see_their_window_of_a_packed_document_and_no_more(
+    config: PretrainedConfig, in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents of 5, 7 and 12 tokens, each beyond the window of 3, against plain transformers on each alone."""
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    check_isolation(model, 12)
+    documents = [IDS[:1, :5], IDS[:1, 5:], IDS[1:]]
+    with torch.no_grad():
+        alone = torch.cat([model(document).logits[0] for document in documents])
+    module = CausalLMLoss(model)
+    window = sliding_window(config)
+    mask = isolation_mask(POSITIONS, NAME, window)
+    blind = isolation_mask(POSITIONS, NAME)
+    if in_blocks:
+        document = (POSITIONS == 0).cumsum(-1)
+        mask, blind = (block_masks(document, each, compiled=False) for each in (window, None))
+
+    def read(mask: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return model(IDS, attention_mask=mask, position_ids=POSITIONS, use_cache=False).logits.flatten(0, 1)
+
+    torch.testing.assert_close(read(mask), alone, rtol=0, atol=1e-5)
+    assert not in_blocks or not torch.allclose(read(blind), alone, rtol=0, atol=1e-3)  # what the window changes
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    compile_blocks(module)
+    model.train()  # which runs the compiled blocks, and drops nothing
+    torch.testing.assert_close(read(mask), alone, rtol=0, atol=1e-5)
+
+
+def test_eager_attention_refuses_rows_beyond_a_window() -> None:
+    model = AutoModelForCausalLM.from_config(SLIDING[0], attn_implementation="eager")
+    check_isolation(model, 3)
+    with pytest.raises(BadInput, match=r"window of 3 tokens in packed rows of 12; use sdpa"):
+        check_isolation(model, 12)
 
 
 @pytest.mark.parametrize(("family", "compiled"), [*((family, False) for family in FAMILIES), ("llama", True)])
@@ -101,7 +167,7 @@ def test_documents_one_by_one_have_the_gradients_of_masked_rows(
         return [*losses, *torch.autograd.grad(sum(losses), list(module.parameters()))]
 
     with monkeypatch.context() as patched:
-        patched.setattr(hfkit.losses, "isolation_mask", lambda position_ids, _: isolation_mask(position_ids, "sdpa"))
+        patched.setattr(hfkit.losses, "isolation_mask", lambda position_ids, *_: isolation_mask(position_ids, "sdpa"))
         expected = outcomes()
     assert all(isinstance(mask, torch.Tensor) for mask in masks_seen)
     masks_seen.clear()

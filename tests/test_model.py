@@ -130,7 +130,7 @@ def test_self_test_of_isolation_passes_and_sees_a_wrong_mask(
     family: str, attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(family, attention=attention).train()
-    check_isolation(model)
+    check_isolation(model, 12)
     assert model.training
 
     def plain_causal(position_ids: Tensor, attention: str) -> Tensor:
@@ -138,7 +138,7 @@ def test_self_test_of_isolation_passes_and_sees_a_wrong_mask(
 
     monkeypatch.setattr(hfkit.model, "isolation_mask", plain_causal)
     with pytest.raises(BadInput, match="are not isolated"):
-        check_isolation(model)
+        check_isolation(model, 12)
 
 
 @pytest.mark.parametrize("family", SHAPES)
