@@ -16,7 +16,7 @@ from hfkit.export import export_model
 from hfkit.facts import Facts
 from hfkit.files import write_atomic
 from hfkit.losses import CausalLMLoss
-from hfkit.model import build_causal_lm, check_isolation, set_length
+from hfkit.model import build_causal_lm, check_isolation, loading, set_length
 from hfkit.remote import resolve_model
 from hfkit.run import Run
 from hfkit.settings import BadInput, DataConfig, ModelConfig, RunConfig
@@ -78,7 +78,9 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
 
 def _check_causal(model: ModelConfig) -> None:
     """Raise BadInput for a model that is made to fill in masked tokens."""
-    shape = AutoConfig.from_pretrained(resolve_model(str(model.path), model.revision))
+    folder = resolve_model(str(model.path), model.revision)
+    with loading(f"model.path {model.path}"):
+        shape = AutoConfig.from_pretrained(folder)
     if type(shape) in MODEL_FOR_MASKED_LM_MAPPING:
         raise BadInput(
             f"adapt trains a model to predict the next token, and {model.path} is an encoder ({shape.model_type}); "

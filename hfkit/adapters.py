@@ -3,6 +3,7 @@ quantised, and noise on the embeddings."""
 
 import copy
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
     scale a row, and the matrices learn beside what is left (QLoRA, with 4: Dettmers et al., 2023, arXiv:2305.14314).
 
     Raises:
-        BadInput: if the model has no layers of the names given, or they cannot be quantised.
+        BadInput: if the model has no layers of the names given, they share their weights with other layers, or they
+            cannot be quantised.
     """
     if not config.rank:
         return
@@ -46,8 +48,20 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
         model.add_adapter(lora, ADAPTER)
     except ValueError as error:
         raise BadInput(f"adapter.target_modules: {' '.join(str(error).split())[:200]}") from None
+    _check_own_weights(model)
     if config.quantize == "int8":
         _quantize_base(model)
+
+
+def _check_own_weights(model: PreTrainedModel) -> None:
+    """Raise BadInput for a layer whose weight another one has too: merged, its matrices would change both."""
+    uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for name, layer in _adapted(model):
+        if uses[id(layer.get_base_layer().weight)] > 1:
+            raise BadInput(
+                f"adapter.target_modules: {name} has its weight in common with another layer (tied embeddings), so "
+                "that merging would change both; leave it out"
+            )
 
 
 def _quantize_base(model: PreTrainedModel) -> None:

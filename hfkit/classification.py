@@ -18,11 +18,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from hfkit.adapters import attach_adapter
 from hfkit.losses import LossModule
-from hfkit.model import add_dropout, build_config, scale_residual_projections, set_length
+from hfkit.model import add_dropout, build_config, loading, scale_residual_projections, set_length
 from hfkit.remote import resolve_model
 from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig
 from hfkit.tokenizer import open_tokenizer
@@ -88,10 +87,8 @@ def build_classifier(
 def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrainedModel:
     """Load a folder or Hub model; only the head may be new."""
     folder = resolve_model(str(config.path), config.revision)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its table of new and unused weights: what matters of it is looked at below
     source = {"trust_remote_code": config.trust_remote_code}
-    try:
+    with loading(f"model.path {config.path}"):
         shape = AutoConfig.from_pretrained(folder, **source)
         shape.update(labels)
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -103,10 +100,6 @@ def _load_with_head(config: ClassifierConfig, labels: dict[str, Any]) -> PreTrai
             output_loading_info=True,
             **source,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
-    finally:
-        logging.set_verbosity(verbosity)
     model, report = loaded
     head = {id(parameter) for parameter in head_parameters(model)}
     names = {name for name, parameter in model.named_parameters() if id(parameter) not in head}

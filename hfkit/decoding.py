@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from hfkit.codec import TARGET_FOLDER, Codec
+from hfkit.model import load_pretrained, loading
 from hfkit.search import can_search, search
 from hfkit.settings import BadInput
 from hfkit.tokenizer import open_tokenizer
@@ -77,13 +77,11 @@ def open_translator(folder: Path) -> tuple[PreTrainedModel, Codec]:
     Raises:
         BadInput: for a folder without such a model.
     """
-    try:
+    with loading(str(folder)):
         facts = getattr(AutoConfig.from_pretrained(folder), "translation", None)
-        model = LOADERS[facts["kind"]].from_pretrained(folder, dtype=torch.float32) if facts else None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"{folder} holds no model that loads ({' '.join(str(error).split())[:200]})") from None
-    if facts is None or model is None:
+    if facts is None:
         raise BadInput(f"{folder} was not saved by the translation recipe: its config.json has no 'translation'")
+    model = load_pretrained(LOADERS[facts["kind"]], folder, str(folder))
     tokenizer = open_tokenizer(folder)
     if facts["languages"]:
         tokenizer.src_lang, tokenizer.tgt_lang = facts["languages"]

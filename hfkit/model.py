@@ -6,8 +6,11 @@ small widths, dropout where the architecture has none, and the checks that make 
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from hfkit.attention import isolation_mask, sliding_window
 from hfkit.remote import resolve_model
@@ -120,11 +124,7 @@ def build_causal_lm(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, see
             copy.deepcopy(shape), attn_implementation=config.attention, dtype=torch.float32
         )
         scale_residual_projections(model)
-    if model.config.vocab_size < len(tokenizer):
-        raise BadInput(
-            f"the tokenizer has {len(tokenizer)} tokens and {config.path} only {model.config.vocab_size}: "
-            f"use the model's own tokenizer"
-        )
+    check_vocabulary(model.config.vocab_size, tokenizer, config.path)
     model.config.use_cache = False  # with a cache, transformers drops the isolation of packed documents
     model.generation_config = generation_config(model.config.vocab_size, tokenizer)
     if config.dropout:
@@ -135,20 +135,52 @@ def build_causal_lm(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, see
 def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
     """Load a causal model in fp32; a weight that the folder lacks is an error, not a fresh random one."""
     folder = resolve_model(str(config.path), config.revision)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation=config.attention,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
-    model, report = loaded
+    return load_pretrained(
+        AutoModelForCausalLM,
+        folder,
+        f"model.path {config.path}",
+        attn_implementation=config.attention,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def load_pretrained(loader: Any, folder: Path, name: str, advice: str = "", **options: Any) -> PreTrainedModel:
+    """Load a whole model in fp32 with one of transformers' Auto classes.
+
+    Args:
+        name: What a complaint calls it.
+        advice: What a complaint about missing weights says to do.
+        options: Further arguments of ``from_pretrained``.
+
+    Raises:
+        BadInput: if it does not load, or the folder lacks weights, which transformers would draw at random.
+    """
+    with loading(name):
+        model, report = loader.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, **options)
     if missing := sorted(report["missing_keys"]):
-        raise BadInput(f"model.path {config.path} lacks weights: {', '.join(missing[:3])}")
+        raise BadInput(f"{name} lacks weights: {', '.join(missing[:3])}{advice}")
     return model
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Turn what transformers raises for a folder that does not load into one line about ``name``."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of new and unused weights: those that matter are refused in a line
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise BadInput(f"{name} does not load: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def check_vocabulary(size: int, tokenizer: PreTrainedTokenizerBase, path: str | None) -> None:
+    """Raise BadInput where a tokenizer gives ids for which a loaded model's vocabulary of ``size`` has no row."""
+    if size < len(tokenizer):
+        raise BadInput(
+            f"the tokenizer has {len(tokenizer)} tokens and {path} only {size}: use the model's own tokenizer"
+        )
 
 
 def scale_residual_projections(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from hfkit.data.label_batches import Encoded, collate, encode_texts
 from hfkit.data.order import EMPTY
 from hfkit.loop import to_device
 from hfkit.metrics import score_classification
-from hfkit.model import find_length
+from hfkit.model import find_length, load_pretrained
 from hfkit.remote import resolve_model
 from hfkit.settings import BadInput
 from hfkit.tokenizer import open_tokenizer
@@ -78,16 +78,14 @@ def classify_texts(path: str | Path, texts: Sequence[str], revision: str | None 
         path: Its folder or Hub id.
 
     Raises:
-        BadInput: for an empty text, and where there is no such model.
+        BadInput: for an empty text, and where there is no such model, or one without a trained head.
     """
     if any(not text.strip() for text in texts) or not texts:
         raise BadInput("classify: the text is empty")
     folder = resolve_model(path, revision)
     tokenizer = open_tokenizer(folder)
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{folder} holds no classifier that loads ({' '.join(str(error).split())[:200]})") from None
+    advice = ", so it is no trained classifier; give a model that the sentiment recipe saved"
+    model = load_pretrained(AutoModelForSequenceClassification, folder, f"classify: {folder}", advice)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     encoded = encode_texts(tokenizer, texts, find_length(model.config), getattr(model.config, "long_texts", "head"))
     scores = predict(accelerator, model.to(accelerator.device), encoded, batch_size=32)

@@ -20,12 +20,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hfkit.codec import Codec
+from hfkit.codec import TARGET_FOLDER, Codec
 from hfkit.data.pairs import Pair
 from hfkit.languages import find_prefix, set_languages
 from hfkit.losses import TokenLoss
-from hfkit.model import build_causal_lm, generation_config, padded_size, set_length
-from hfkit.remote import resolve_model
+from hfkit.model import (
+    build_causal_lm,
+    check_vocabulary,
+    generation_config,
+    load_pretrained,
+    loading,
+    padded_size,
+    set_length,
+)
+from hfkit.remote import resolve_folder, resolve_model
 from hfkit.settings import BadInput, DecodingConfig, PairDataConfig, TokenizerConfig, TranslationModelConfig
 from hfkit.tokenizer import add_end, load_tokenizer, train_tokenizer
 
@@ -54,7 +62,8 @@ def choose_tokenizers(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
     """Return the tokenizer of both languages and None, or one for each language.
 
-    It is the one named, else the model's own, else, for a model built from scratch, trained on the pairs.
+    It is the one named, else the model's own, else, for a model built from scratch, trained on the pairs. A model that
+    has a vocabulary for each language keeps its target's.
     """
     named = tokenizer if tokenizer.path else config
     if config.vocabularies == "separate":
@@ -70,6 +79,9 @@ def choose_tokenizers(
         chosen = train_tokenizer((text for pair in pairs for text in pair), tokenizer)
     if config.kind == "seq2seq" and config.path is None:
         add_end(chosen)
+    if config.kind == "seq2seq" and config.path is not None:
+        folder = resolve_folder(config.path, config.revision, weights=False) / TARGET_FOLDER
+        return chosen, load_tokenizer(folder) if folder.is_dir() else None
     return chosen, None
 
 
@@ -113,7 +125,9 @@ def build_translation_model(
     if config.kind == "causal":
         return build_causal_lm(config, tokenizer, seed)
     if config.path is not None:
-        return _load_seq2seq(config)
+        model = _load_seq2seq(config)
+        check_vocabulary(model.config.vocab_size, tokenizer, config.path)
+        return model
     torch.manual_seed(seed)
     model = AutoModelForSeq2SeqLM.from_config(
         _marian_config(config, tokenizer, target_tokenizer),
@@ -160,24 +174,18 @@ def _marian_config(
 
 def _load_seq2seq(config: TranslationModelConfig) -> PreTrainedModel:
     """Load an encoder–decoder in fp32; a weight that the folder lacks is an error."""
-    folder = resolve_model(str(config.path), config.revision)
-    try:
+    folder, name = resolve_model(str(config.path), config.revision), f"model.path {config.path}"
+    with loading(name):
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-        name = "dropout_rate" if hasattr(shape, "dropout_rate") else "dropout"  # T5's word, everybody else's
-        loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation=config.attention,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-            **({name: config.dropout} if config.dropout else {}),
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BadInput(f"model.path {config.path}: {' '.join(str(error).split())[:300]}") from None
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise BadInput(f"model.path {config.path} lacks weights: {', '.join(missing[:3])}")
-    return model
+    dropout = "dropout_rate" if hasattr(shape, "dropout_rate") else "dropout"  # T5's word, everybody else's
+    return load_pretrained(
+        AutoModelForSeq2SeqLM,
+        folder,
+        name,
+        attn_implementation=config.attention,
+        trust_remote_code=config.trust_remote_code,
+        **({dropout: config.dropout} if config.dropout else {}),
+    )
 
 
 def set_decoding(model: PreTrainedModel, codec: Codec, decoding: DecodingConfig) -> None:

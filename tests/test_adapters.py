@@ -77,6 +77,15 @@ def test_names_that_match_no_layer_are_refused(base) -> None:  # type: ignore[no
         attach_adapter(base, AdapterConfig(rank=2, target_modules=["nothing"]))
 
 
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_layers_that_share_a_weight_are_refused(layer: str) -> None:
+    shape = LlamaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    attach_adapter(LlamaForCausalLM(shape), AdapterConfig(rank=2, target_modules=[layer]))
+    shape.tie_word_embeddings = True
+    with pytest.raises(BadInput, match=rf"target_modules: .*{layer} has its weight in common.*leave it out"):
+        attach_adapter(LlamaForCausalLM(shape), AdapterConfig(rank=2, target_modules=[layer]))
+
+
 def test_sharded_training_is_refused(base, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(BadInput, match=r"not sharded: launch with ddp\.yaml, or train without adapter"):

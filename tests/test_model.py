@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import hfkit.model
+from hfkit.classification import build_classifier
 from hfkit.model import (
     PRESETS,
     build_causal_lm,
@@ -17,10 +18,12 @@ from hfkit.model import (
     find_length,
     flops_per_token,
     isolation_mask,
+    load_causal_lm,
     padded_size,
     set_length,
 )
-from hfkit.settings import BadInput, ModelConfig
+from hfkit.prediction import classify_texts
+from hfkit.settings import BadInput, ClassifierConfig, ModelConfig
 from tiny import SHAPES, tiny_model, tiny_tokenizer
 
 PARAMETERS = {  # with a vocabulary of 32,768
@@ -216,3 +219,17 @@ def test_length_over_the_models_positions_is_refused(family: str) -> None:
     set_length(config, 2048)
     with pytest.raises(BadInput, match=r"sequence_length 2049 is over the model's limit of 2048 positions"):
         set_length(config, 2049)
+
+
+def test_damaged_weights_are_one_line(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    for load in (
+        lambda: load_causal_lm(ModelConfig(path=str(tmp_path))),
+        lambda: build_classifier(ClassifierConfig(path=str(tmp_path)), tiny_tokenizer(), ["a", "b"]),
+        lambda: classify_texts(tmp_path, ["a text"]),
+    ):
+        with pytest.raises(BadInput, match=f"{tmp_path} does not load: [^\n]*$"):
+            load()

@@ -132,6 +132,12 @@ def test_texts_are_classified_from_the_saved_folder(finished: Ended) -> None:
         classify_texts(finished.output_dir / "elsewhere", ["text"])
 
 
+def test_a_model_without_a_trained_head_classifies_nothing(server: Server, tmp_path: Path) -> None:
+    save_causal(tmp_path)
+    ended = server.run("sentiment", {"classify": "a thing", "model.path": str(tmp_path)}, tmp_path / "run")
+    assert_refused(ended, f"classify: {tmp_path} lacks weights: score.weight", "no trained classifier")
+
+
 def test_classify_prints_a_line_for_each_text(server: Server, finished: Ended, tmp_path: Path) -> None:
     given = {"classify": "a fine thing", "model.path": str(finished.output_dir / "model")}
     ended = server.run("sentiment", given, tmp_path / "run")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ from hfkit.settings import (
     TrainConfig,
     TranslationModelConfig,
 )
-from hfkit.translation import TranslationLoss, build_codec, build_translation_model, set_decoding
+from hfkit.tokenizer import train_tokenizer
+from hfkit.translation import TranslationLoss, build_codec, build_translation_model, choose_tokenizers, set_decoding
 from hfkit.usage import SENTENCE, find_task, usage
 from processes import run_in_processes
 from translators import LLAMA, MARIAN, PAIRS, make_tokenizer, save_pretrained
@@ -195,6 +197,33 @@ def test_overfitted_pairs_are_translated_and_end(runs: dict[str, Path], name: st
     found = translations(runs[name])
     assert [translation.ended for translation in found] == [True] * 20
     assert [translation.text for translation in found] == [pair.target for pair in PAIRS]
+
+
+def test_a_model_of_two_vocabularies_keeps_both_when_it_is_trained_on(runs: dict[str, Path], tmp_path: Path) -> None:
+    model = TranslationModelConfig(path=str(runs["separate"] / "model"))
+    source, target = choose_tokenizers(model, TokenizerConfig(), PAIRS)
+    assert target is not None and target.get_vocab() != source.get_vocab()
+    assert target.get_vocab() == AutoTokenizer.from_pretrained(f"{model.path}/target_tokenizer").get_vocab()
+    run_recipe(tmp_path, model, steps=1)
+    _, codec = open_translator(tmp_path / "model")
+    assert codec.writer.get_vocab() == target.get_vocab() and codec.tokenizer.get_vocab() == source.get_vocab()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(runs: dict[str, Path]) -> None:
+    model = TranslationModelConfig(path=str(runs["seq2seq"] / "model"))
+    larger = train_tokenizer([text for pair in PAIRS for text in pair], TokenizerConfig(vocab_size=320))
+    larger.add_tokens([f"word{number}" for number in range(100)])
+    with pytest.raises(BadInput, match=r"the tokenizer has \d+ tokens and .* only 320: use the model's own tokenizer"):
+        build_translation_model(model, larger)
+
+
+def test_damaged_weights_are_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["seq2seq"] / "model", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(BadInput, match=rf"model.path {tmp_path} does not load: [^\n]*$"):
+        build_translation_model(TranslationModelConfig(path=str(tmp_path)), make_tokenizer("seq2seq"))
+    with pytest.raises(BadInput, match=rf"^{tmp_path} does not load: [^\n]*$"):
+        open_translator(tmp_path)
 
 
 PLAIN = """
