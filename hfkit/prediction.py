@@ -85,7 +85,7 @@ def classify_texts(path: str | Path, texts: Sequence[str], revision: str | None 
     folder = resolve_model(path, revision)
     tokenizer = open_tokenizer(folder)
     advice = ", so it is no trained classifier; give a model that the sentiment recipe saved"
-    model = load_pretrained(AutoModelForSequenceClassification, folder, f"classify: {folder}", advice)
+    model: Any = load_pretrained(AutoModelForSequenceClassification, folder, f"classify: {folder}", advice)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     encoded = encode_texts(tokenizer, texts, find_length(model.config), getattr(model.config, "long_texts", "head"))
     scores = predict(accelerator, model.to(accelerator.device), encoded, batch_size=32)

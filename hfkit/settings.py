@@ -546,7 +546,7 @@ class LabelDataConfig(RowsConfig):
     text_column: str = "text"
     """Column that holds the text."""
     label_column: str = "label"
-    """Column that holds the label: a name or a number; -1 or null is unlabelled."""
+    """Column that holds the label: a name or a number; null, blank or -1 (unless label_names hold it) is unlabelled."""
     label_names: list[str] = field(default_factory=list)
     """Names of the classes in the order of their numbers, such as [negative, positive]; empty reads the data's."""
     sequence_length: int = 256

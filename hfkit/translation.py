@@ -178,13 +178,14 @@ def _load_seq2seq(config: TranslationModelConfig) -> PreTrainedModel:
     with loading(name):
         shape = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     dropout = "dropout_rate" if hasattr(shape, "dropout_rate") else "dropout"  # T5's word, everybody else's
+    options: dict[str, Any] = {dropout: config.dropout} if config.dropout else {}
     return load_pretrained(
         AutoModelForSeq2SeqLM,
         folder,
         name,
         attn_implementation=config.attention,
         trust_remote_code=config.trust_remote_code,
-        **({dropout: config.dropout} if config.dropout else {}),
+        **options,
     )
 
 

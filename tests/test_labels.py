@@ -67,6 +67,43 @@ def test_names_that_a_dataset_declares_are_used(tmp_path: Path) -> None:
     assert data.label_names == ["bad", "good"]
 
 
+def save(folder: Path, names: list[str], labels: list[int]) -> datasets.Dataset:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    rows = {"text": [f"{folder.name} {number}" for number in range(len(labels))], "label": labels}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_a_datasets_numbers_are_names_before_they_are_compared(tmp_path: Path) -> None:
+    splits = {
+        "train": save(tmp_path, ["1", "0"], [0, 0, 1]),  # the first class is called 1
+        "validation": save(tmp_path, ["0", "1"], [0, 1, -1]),
+    }
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
+    data = load_labelled(LabelDataConfig(dataset=str(tmp_path / "saved"), validation_split="validation"))
+    assert data.label_names == ["1", "0"]
+    assert (data.labels["train"], data.labels["validation"]) == ([0, 0, 1], [1, 0])
+    named = LabelDataConfig(
+        dataset=str(tmp_path / "saved"), validation_split="validation", label_names=["first", "second"]
+    )
+    assert load_labelled(named).labels["train"] == [0, 0, 1]
+
+
+def test_minus_one_is_a_class_where_it_is_named(tmp_path: Path) -> None:
+    rows = [("so sad", -1), ("so so", 0), ("so fine", 1), ("who knows", None)]
+    data = load_labelled(config(tmp_path, rows, rows[:3], label_names=["-1", "0", "1"]))
+    assert (data.labels["train"], data.labels["validation"], data.unlabelled) == ([0, 1, 2], [0, 1, 2], ["who knows"])
+
+
+def test_unlabelled_rows_are_told_by_split(tmp_path: Path) -> None:
+    data = load_labelled(config(tmp_path, [*ROWS, ("hm", -1), ("so", None)], [("c", 0), ("d", 1), ("e", "")]))
+    assert data.notes == ["2 of 6 train texts have no label", "1 of 3 validation texts have no label"]
+
+
+def test_equal_numbers_keep_their_order(tmp_path: Path) -> None:
+    rows = [(f"text {number}", label) for number, label in enumerate(["1", "001", "01", "0"])]
+    assert load_labelled(config(tmp_path, rows, rows)).label_names == ["0", "001", "01", "1"]
+
+
 def test_the_same_texts_are_held_out_whatever_their_order(tmp_path: Path) -> None:
     rows = [(f"text {number}", number % 2) for number in range(40)]
     first = load_labelled(config(tmp_path, rows))
@@ -99,6 +136,10 @@ def test_unreadable_rows_are_skipped_when_asked(tmp_path: Path) -> None:
         ([("a", -1)], ROWS, {}, r"two classes or more; of the training texts none has a label"),
         (ROWS, [("c", 2)], {}, r"validation.jsonl:1: label '2' does not occur in the training data; its labels are"),
         (ROWS, [("c", 2)], {"label_names": ["x", "y", "z"]}, r"validation.jsonl:1: label '2' does not occur in the tr"),
+        ([("a", "neg"), ("b", "pos")], ROWS, {}, r"validation.jsonl:1: label '1' does not occur in the training data"),
+        ([("a", 1), ("b", "unknown")], [("c", 0)], {}, r"validation.jsonl:1: label '0' does not occur in the training"),
+        (ROWS, [("c", 2)], {"label_names": ["0", "1", "x"]}, r"label '2' does not occur"),
+        (ROWS, [("c", -1), ("d", None)], {}, r"none of the 2 validation texts has a label .*leave them out"),
         (ROWS, None, {"validation_share": 0.0}, r"nothing to choose the best step by: give --data.validation_files"),
         ([*ROWS, (" ", 1)], ROWS, {}, r"train.jsonl:5: text: the text is empty"),
         ([*ROWS, ("x", [1])], ROWS, {}, r"train.jsonl:5: label: is \[1\], not the name or number of a class"),
@@ -116,3 +157,5 @@ def test_without_any_file_the_built_in_reviews_are_read() -> None:
     data = load_labelled(LabelDataConfig())
     assert data.label_names == ["negative", "positive"]
     assert [len(part) for part in data.splits.values()] == [6000, 600, 1200]
+    fewer = load_labelled(LabelDataConfig(max_documents=40))
+    assert [len(part) for part in fewer.splits.values()] == [40, 600, 1200]

@@ -1,8 +1,9 @@
 """Labelled texts: rows → examples with class numbers, the names of the classes, and how the splits differ."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from hfkit.data.builtin_sentiment import builtin_sentiment
@@ -73,36 +74,49 @@ def load_labelled(config: LabelDataConfig) -> Labelled:
     their content, is held out.
 
     Raises:
-        BadInput: for a missing column, an empty text, fewer than two classes in training, or a label that only the
-            validation or test data have.
+        BadInput: for a missing column, an empty text, fewer than two classes in training, a label that only the
+            validation or test data have, or validation or test data without any label.
     """
     skipped: list[str] = []
     on_bad = skipped.append if config.on_error == "skip" else None
     raw = {split: _read_split(config, split, on_bad) for split in SPLITS}
     if not raw["validation"]:
         raw["train"], raw["validation"] = _hold_out(raw["train"], config.validation_share)
-    given = config.label_names or _declared_names(config)
+    given = config.label_names or _declared_names(config, "train")
     names = given or _sorted_names(row.label for row in raw["train"] if row.label is not None)
+    numbers = _class_numbers(names, counted=bool(given))
     examples: dict[str, list[Example]] = {}
     for split in SPLITS:
-        examples[split] = [_number(row, names) for row in raw[split] if row.label is not None]
+        examples[split] = [_number(row, numbers, names) for row in raw[split] if row.label is not None]
         if split == "train":
             _check_classes(examples[split], names)
+        elif raw[split] and not examples[split]:
+            raise BadInput(
+                f"data.label_column {config.label_column}: none of the {len(raw[split])} {split} texts has a label "
+                "(null, blank and -1 are none), so they cannot be scored; give labelled ones, or leave them out"
+            )
     if not examples["validation"]:
         raise BadInput(
             "there is nothing to choose the best step by: give --data.validation_files or a validation_share"
         )
     notes = [f"{len(skipped)} rows could not be read and were skipped, such as {skipped[0]}"] if skipped else []
+    for split in SPLITS:
+        if lacking := len(raw[split]) - len(examples[split]):
+            notes.append(f"{lacking} of {len(raw[split])} {split} texts have no label")
     for split in SPLITS[1:]:
-        seen = {example.label for example in examples["train"]}
-        _check_seen(raw[split], names, seen)
+        _check_seen(raw[split], examples[split], examples["train"])
         notes += _compare(examples["train"], examples[split], names, split)
     unlabelled = [row.text for row in raw["train"] if row.label is None]
     return Labelled(names, examples["train"], examples["validation"], examples["test"], unlabelled, notes)
 
 
-def read_raw(rows: Iterable[Row], text_column: str, label_column: str, on_bad: OnBad = None) -> list[Raw]:
+def read_raw(
+    rows: Iterable[Row], text_column: str, label_column: str, on_bad: OnBad = None, names: Sequence[str] = ()
+) -> list[Raw]:
     """Return the texts and labels of rows; `on_bad` is told of rows without them, which are left out.
+
+    Args:
+        names: Names of the classes, where they are known: -1 is unlabelled unless it is one of them.
 
     Example:
         >>> rows = [Row({"text": "fine", "label": 1}, "a:1"), Row({"text": "so", "label": -1}, "a:2")]
@@ -115,34 +129,45 @@ def read_raw(rows: Iterable[Row], text_column: str, label_column: str, on_bad: O
             text = text_of(row, text_column)
             if not text.strip():
                 raise BadInput(f"{row.where}: {text_column}: the text is empty")
-            found.append(Raw(text, _spell(row, label_column), row.where))
+            found.append(Raw(text, _spell(row, label_column, names), row.where))
         except BadInput as problem:
             report(str(problem), on_bad)
     return found
 
 
 def _read_split(config: LabelDataConfig, split: Split, on_bad: OnBad) -> list[Raw]:
+    rows: Iterable[Row] | None
     if config.is_builtin:
-        rows: Iterable[Row] | None = [
-            Row(dict(values), f"built-in {split}:{number}")
-            for number, values in enumerate(builtin_sentiment()[split], 1)
-        ]
+        values = islice(builtin_sentiment()[split], config.max_documents if split == "train" else None)
+        rows = [Row(dict(row), f"built-in {split}:{number}") for number, row in enumerate(values, 1)]
     else:
         rows = read_table(config, split, on_bad)
+    declared = _declared_names(config, split)
+    if rows and declared and (not config.label_names or set(declared) <= set(config.label_names)):
+        rows = (_name_label(row, config.label_column, declared) for row in rows)
     if rows is None and split == "train":
         raise BadInput("there is nothing to train on: give --data.train_files or --data.dataset")
-    return read_raw(rows or [], config.text_column, config.label_column, on_bad)
+    return read_raw(rows or [], config.text_column, config.label_column, on_bad, config.label_names or declared)
 
 
-def _spell(row: Row, column: str) -> str | None:
-    """Return a label as text; None where it is -1, null or blank."""
+def _name_label(row: Row, column: str, names: Sequence[str]) -> Row:
+    """Return the row with the name of its class in place of the number by which a dataset keeps it."""
+    number = row.values.get(column)
+    if not isinstance(number, int):
+        return row
+    return row._replace(values={**row.values, column: names[number] if number >= 0 else None})
+
+
+def _spell(row: Row, column: str, names: Sequence[str]) -> str | None:
+    """Return a label as text; None where it is null or blank, or -1 and no class has that name."""
     if column not in row.values:
         columns = ", ".join(row.values)
         raise BadInput(f"{row.where}: no column {column!r}; the columns are {columns}. Set --data.label_column.")
     value: Any = row.values[column]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if value is None or (isinstance(value, int | str) and str(value).strip() in ("", str(UNLABELLED))):
+    none = {"", str(UNLABELLED)}.difference(names)
+    if value is None or (isinstance(value, int | str) and str(value).strip() in none):
         return None
     if not isinstance(value, str | int):
         raise BadInput(f"{row.where}: {column}: is {value!r:.40}, not the name or number of a class")
@@ -160,28 +185,39 @@ def _hold_out(rows: list[Raw], share: float) -> tuple[list[Raw], list[Raw]]:
     return kept, [row for value, row in zip(hashes, rows, strict=True) if value <= border]
 
 
-def _declared_names(config: LabelDataConfig) -> list[str]:
-    """Return the names that a dataset declares for its label column."""
-    if config.train_files is not None or config.dataset is None:
+def _declared_names(config: LabelDataConfig, split: Split) -> list[str]:
+    """Return the names that a dataset declares for the label column of a split; files declare none."""
+    own = config.split if split == "train" else getattr(config, f"{split}_split")
+    if getattr(config, f"{split}_files") is not None or config.dataset is None or own is None:
         return []
-    features = load_named(name_of(config, config.split)).features or {}
+    features = load_named(name_of(config, own)).features or {}
     return list(getattr(features.get(config.label_column), "names", None) or [])
 
 
 def _sorted_names(labels: Iterable[str]) -> list[str]:
     """Return the different labels: numbers by value, else by name."""
     names = set(labels)
-    return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    numeric = all(name.isdecimal() for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if numeric else sorted(names)
 
 
-def _number(row: Raw, names: list[str]) -> Example:
-    """Return the example with its class number; a label is one of the names, or a number that counts them."""
-    assert row.label is not None
-    if row.label in names:
-        return Example(row.text, names.index(row.label))
-    if row.label.isdecimal() and int(row.label) < len(names) and not all(name.isdecimal() for name in names):
-        return Example(row.text, int(row.label))
-    raise BadInput(f"{row.where}: label {row.label!r} does not occur in the training data; its labels are {names}")
+def _class_numbers(names: Sequence[str], counted: bool) -> dict[str, int]:
+    """Return the class that each label means: a name, or, where names are counted and none is a number, its number.
+
+    Example:
+        >>> _class_numbers(["bad", "good"], counted=True)
+        {'0': 0, '1': 1, 'bad': 0, 'good': 1}
+    """
+    counted = counted and not any(name.removeprefix("-").isdecimal() for name in names)
+    spelled = {str(number): number for number in range(len(names))} if counted else {}
+    return spelled | {name: number for number, name in enumerate(names)}
+
+
+def _number(row: Raw, numbers: Mapping[str, int], names: Sequence[str]) -> Example:
+    """Return the example with its class number."""
+    if row.label is None or row.label not in numbers:
+        raise BadInput(f"{row.where}: label {row.label!r} does not occur in the training data; its labels are {names}")
+    return Example(row.text, numbers[row.label])
 
 
 def _check_classes(train: list[Example], names: list[str]) -> None:
@@ -191,10 +227,12 @@ def _check_classes(train: list[Example], names: list[str]) -> None:
         raise BadInput(f"training needs examples of two classes or more; of the training texts {only}")
 
 
-def _check_seen(rows: list[Raw], names: list[str], seen: set[int]) -> None:
+def _check_seen(rows: list[Raw], examples: list[Example], train: list[Example]) -> None:
     """Raise BadInput for a class that is declared, but that training has no example of."""
-    for row in rows:
-        if row.label is not None and _number(row, names).label not in seen:
+    seen = {example.label for example in train}
+    labelled = (row for row in rows if row.label is not None)
+    for row, example in zip(labelled, examples, strict=True):
+        if example.label not in seen:
             raise BadInput(f"{row.where}: label {row.label!r} does not occur in the training data")
 
 
