@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -421,4 +422,30 @@ def test_a_small_disk_is_said_and_a_larger_one_suffices(
 def test_nothing_left_is_bad_input(tmp_path: Path) -> None:
     config = small(tmp_path, clean=CleanConfig(min_characters=10_000))
     with pytest.raises(BadInput, match=r"no training text is left of 40 documents \(length 3[0-9]"):
+        prepare_data(config, SMALL)
+
+
+FRAME = "this header of more than thirteen words stands at the head of each of the books"
+
+
+def test_a_single_book_may_repeat_itself(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("\n\n".join([FRAME, *(f"chapter {number}" for number in range(200)), FRAME]))
+    data = prepare_data(DataConfig(train_files=str(book), cache_dir=tmp_path / "cache"), SMALL)
+    assert data.validation is not None and data.audit["documents"] == {"read": 1, "kept": 1}
+
+
+def test_books_that_share_a_header_are_refused_with_the_passage_and_the_remedy(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}.txt").write_text(f"{FRAME}\n" + " ".join(f"word{number}x{i}" for i in range(50)))
+    config = DataConfig(train_files=str(tmp_path / "*.txt"), cache_dir=tmp_path / "cache")
+    with pytest.raises(BadInput, match=r"5 documents \(contaminated 4\);.*“this header of.*data\.decontaminate false"):
+        prepare_data(config, SMALL)
+    assert prepare_data(replace(config, decontaminate=False), SMALL).audit["documents"]["kept"] == 5
+
+
+def test_equal_documents_are_held_out_together(tmp_path: Path) -> None:
+    (tmp_path / "same.txt").write_text("\n\n".join(["one and the same paragraph"] * 8))
+    config = DataConfig(train_files=str(tmp_path / "same.txt"), document="paragraph", cache_dir=tmp_path / "cache")
+    with pytest.raises(BadInput, match=r"8 documents \(all are held out for validation\)"):
         prepare_data(config, SMALL)

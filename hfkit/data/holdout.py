@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from math import ceil
 
@@ -12,16 +13,25 @@ from hfkit.settings import DataConfig
 Holdout = Callable[[Document], Iterable[tuple[str, bool]]]  # a document → its pieces, and whether each is held out
 
 
+def choose_split(config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> DataConfig:
+    """Return the settings, by characters where one document is all there is: it cannot be on both sides."""
+    if holds_out(config, sources, evaluation) and len(list(islice(_readable(sources), 2))) == 1:
+        return replace(config, split_by="characters")
+    return config
+
+
+def holds_out(config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> bool:
+    """Return whether validation text is held out from the sources: none is given, and some is wanted."""
+    return bool(sources) and "validation" not in evaluation and config.validation_share > 0
+
+
 def build_holdout(config: DataConfig, sources: list[Source]) -> Holdout:
     """Return the rule that divides the sources' documents into training and validation text."""
     share = config.validation_share
     if config.split_by == "characters":
         return _hold_out_end(sum(len(document.text) for document in _readable(sources)), share)
     # Of few documents a share by hash could be none or all of them: there the smallest hashes are taken.
-    few = [content_share(document.text) for document in islice(_readable(sources), ceil(20 / share))]
-    if len(few) == 1:  # one document cannot be on both sides
-        return _hold_out_end(sum(len(document.text) for document in _readable(sources)), share)
-    border = find_border(few, share)
+    border = find_border([content_share(text.text) for text in islice(_readable(sources), ceil(20 / share))], share)
 
     def by_hash(document: Document) -> Iterable[tuple[str, bool]]:
         return [(document.text, content_share(document.text) <= border)]

@@ -19,7 +19,7 @@ from hfkit.data.account import Account
 from hfkit.data.dedup import exact_hash, signatures
 from hfkit.data.documents import Document
 from hfkit.data.drafts import OVERLAPS, Draft
-from hfkit.data.holdout import Holdout, build_holdout
+from hfkit.data.holdout import Holdout, build_holdout, choose_split, holds_out
 from hfkit.data.hooks import Hook, load_hooks
 from hfkit.data.sources import Part, Source
 from hfkit.data.texts import TextWriter, join_texts
@@ -48,6 +48,7 @@ def refine(folder: Path, config: DataConfig, sources: list[Source], evaluation: 
     scratch.mkdir()
     prepare_tables()
     write_evaluation(folder, evaluation)
+    config = choose_split(config, sources, evaluation)
     holdout = choose_holdout(config, sources, evaluation)
     drafts = [Draft(scratch, number, number, source.name) for number, source in enumerate(sources)]
     accounts = [Account(sources={source.name: Counter()}) for source in sources]
@@ -72,8 +73,7 @@ def write_evaluation(folder: Path, evaluation: dict[str, Source]) -> None:
 
 def choose_holdout(config: DataConfig, sources: list[Source], evaluation: dict[str, Source]) -> Holdout | None:
     """Return the rule that holds out validation text, or None where it is given or not wanted."""
-    holds_out = bool(sources) and "validation" not in evaluation and config.validation_share > 0
-    return build_holdout(config, sources) if holds_out else None
+    return build_holdout(config, sources) if holds_out(config, sources, evaluation) else None
 
 
 def join_validation(folder: Path, drafts: Sequence[Draft]) -> list[Path]:
@@ -106,10 +106,11 @@ def conclude(accounts: Sequence[Account]) -> dict[str, Any]:
     account = Account()
     for part in accounts:
         account.add(part)
-    if accounts and not any(counts["documents"] for counts in account.sources.values()):
-        why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or "none was read"
-        raise BadInput(f"no training text is left of {account.read} documents ({why})")
     account.remark_on_overlap(MANY)
+    if accounts and not any(counts["documents"] for counts in account.sources.values()):
+        held_out = "all are held out for validation" if account.read else "none was read"
+        why = ", ".join(f"{rule} {count}" for rule, count in account.removed.items()) or held_out
+        raise BadInput("; ".join([f"no training text is left of {account.read} documents ({why})", *account.notes]))
     assert account.read == account.kept + sum(account.removed.values()), "every document is kept or accounted for"
     for note in account.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from hfkit.data.account import Account
 from hfkit.data.drafts import Draft
 from hfkit.data.executors import cancel_jobs, run_tasks
+from hfkit.data.holdout import choose_split
 from hfkit.data.once import discard, scratch_beside
 from hfkit.data.prepare import Work
 from hfkit.data.refine import (
@@ -61,6 +62,7 @@ def refine_spread(
         )
     scratch = _scratch_for(folder, executor)
     write_evaluation(scratch, evaluation)
+    config = choose_split(config, sources, evaluation)
     run_tasks(executor, scratch, "clean", partial(clean_share, scratch=scratch, config=config))
     run_tasks(executor, scratch, "compare", partial(compare_all, scratch=scratch, config=config), tasks=1)
     run_tasks(executor, scratch, "keep", partial(keep_share, scratch=scratch, config=config))
