@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hfkit.muon import MuonAdamW
-from hfkit.settings import BadInput, OptimConfig
+from hfkit.settings import OptimConfig
 
 Schedule = Callable[[int], float]
 
@@ -25,7 +25,7 @@ def build_schedule(config: OptimConfig, max_steps: int) -> Schedule:
         >>> [round(share(step), 2) for step in range(6)]
         [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
-    warmup = warmup_steps(config, max_steps)
+    warmup = config.warmup_of(max_steps)
     decay = max(1, round(config.decay_share * max_steps))
     floor = config.min_learning_rate_share
 
@@ -43,15 +43,6 @@ def build_schedule(config: OptimConfig, max_steps: int) -> Schedule:
         return floor + (1 - floor) * shape
 
     return share
-
-
-def warmup_steps(config: OptimConfig, max_steps: int) -> int:
-    """Return the warm-up of a run of ``max_steps``: as given, or 2 % of it."""
-    if config.warmup_steps is None:
-        return round(0.02 * max_steps)
-    if config.warmup_steps > max_steps:
-        raise BadInput(f"optim.warmup_steps {config.warmup_steps} is over the run's {max_steps} steps")
-    return config.warmup_steps
 
 
 def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

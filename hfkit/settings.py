@@ -4,6 +4,7 @@ A recipe's own dataclass holds the sections that it uses. Each field runs with i
 whose combination matters are checked in ``__post_init__``, before any work starts.
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -11,10 +12,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 Files = str | list[str] | None
+SEEDS = "[0, 4294967296)"  # what numpy, torch and lm-eval all take
 
 
 class BadInput(ValueError):
     """Something the user gave cannot be used: shown as one `error: …` line, without traceback, exit status 2."""
+
+
+def check_bounds(section: str, settings: object, **accepted: str) -> None:
+    """Refuse numbers that lie outside of their interval; null is accepted.
+
+    Args:
+        section: What their names begin with in a message, such as ``optim.``.
+        accepted: Interval by name, as in mathematics: ``[1, inf)`` is 1 or more, ``(0, 1]`` leaves out 0.
+
+    Raises:
+        BadInput: for the first one.
+    """
+    for name, interval in accepted.items():
+        value, (least, most) = getattr(settings, name), interval[1:-1].split(", ")
+        if value is None:
+            continue
+        low, high = float(least), float(most)
+        above = low <= value if interval[0] == "[" else low < value
+        below = value <= high if interval[-1] == "]" else value < high  # neither holds for what is not a number
+        if not (above and below):
+            bound = f"be at least {least}" if interval[0] == "[" else f"be above {least}"
+            finite = "" if math.isfinite(value) else " and finite"
+            wanted = f"{bound}{finite}" if most == "inf" else f"lie in {interval}"
+            raise BadInput(f"{section}{name} must {wanted}, not {value}")
 
 
 @dataclass
@@ -83,9 +109,7 @@ class CleanConfig:
     """Keep documents in these languages only (ISO 639-1, such as [en, de]); empty keeps all. Needs hfkit[corpus]."""
 
     def __post_init__(self) -> None:
-        for name in ("max_symbol_share", "max_digit_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise BadInput(f"data.clean.{name} must lie in [0, 1], not {getattr(self, name)}")
+        check_bounds("data.clean.", self, max_symbol_share="[0, 1]", max_digit_share="[0, 1]")
         if self.max_characters is not None and self.max_characters < self.min_characters:
             raise BadInput(
                 f"data.clean.max_characters {self.max_characters} is below min_characters {self.min_characters}"
@@ -108,11 +132,7 @@ class DedupConfig:
     """Hash functions a signature (4 bytes each); the similarity estimate spreads by up to 0.5/sqrt(permutations)."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise BadInput(f"data.dedup.threshold must lie in (0, 1], not {self.threshold}")
-        for name, least in (("shingle", 1), ("permutations", 16)):
-            if (value := getattr(self, name)) < least:
-                raise BadInput(f"data.dedup.{name} must be at least {least}, not {value}")
+        check_bounds("data.dedup.", self, threshold="(0, 1]", shingle="[1, inf)", permutations="[16, inf)")
 
 
 @dataclass
@@ -152,10 +172,7 @@ class RowsConfig:
             raise BadInput("give data.train_files or data.dataset, not both")
         if self.revision is not None and self.dataset is None:
             raise BadInput(f"data.revision {self.revision} is that of a dataset on the Hub; give data.dataset too")
-        if not 0 <= self.validation_share < 1:
-            raise BadInput(f"data.validation_share must lie in [0, 1), not {self.validation_share}")
-        if self.max_documents is not None and self.max_documents < 1:
-            raise BadInput(f"data.max_documents must be at least 1, not {self.max_documents}")
+        check_bounds("data.", self, validation_share="[0, 1)", max_documents="[1, inf)")
 
     @property
     def is_builtin(self) -> bool:
@@ -196,8 +213,7 @@ class DataConfig(RowsConfig):
             raise BadInput("give data.sources or data.train_files/data.dataset, not both")
         if self.streaming and self.dataset is None and not any(source.dataset for source in self.sources):
             raise BadInput("data.streaming reads a dataset; give data.dataset, or leave it out for files")
-        if self.sequence_length is not None and self.sequence_length < 1:
-            raise BadInput(f"data.sequence_length must be at least 1, not {self.sequence_length}")
+        check_bounds("data.", self, sequence_length="[1, inf)")
 
     @property
     def is_builtin(self) -> bool:
@@ -218,8 +234,7 @@ class ExecutorConfig:
     """Arguments of datatrove's executor, such as {"workers": 8}; slurm needs {"time": "10:00:00", "partition": …}."""
 
     def __post_init__(self) -> None:
-        if self.tasks < 1:
-            raise BadInput(f"executor.tasks must be at least 1, not {self.tasks}")
+        check_bounds("executor.", self, tasks="[1, inf)")
         needed = ("time", "partition") if self.name == "slurm" else ()
         if missing := [option for option in needed if option not in self.options]:
             raise BadInput(f"executor.name slurm needs executor.options {missing[0]}")
@@ -246,8 +261,7 @@ class ChatDataConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sequence_length < 2:
-            raise BadInput(f"data.sequence_length must be at least 2, not {self.sequence_length}")
+        check_bounds("data.", self, sequence_length="[2, inf)")
         if self.chat_template is not None and not self.chat_template.is_file():
             raise BadInput(f"data.chat_template {self.chat_template} does not exist")
 
@@ -268,8 +282,7 @@ class AdapterConfig:
     """Hold those layers' own weights in 8 bits: a quarter of fp32's memory, as in QLoRA. Needs hfkit[quant]."""
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise BadInput(f"adapter.rank must be at least 0, not {self.rank}")
+        check_bounds("adapter.", self, rank="[0, inf)", alpha="(0, inf)", dropout="[0, 1)")
         if self.rank and find_spec("peft") is None:
             raise BadInput("adapter.rank needs peft: pip install 'hfkit[peft]'")
         if self.quantize != "none" and not self.rank:
@@ -294,6 +307,7 @@ class TokenizerConfig:
     """Bytes of training text that the tokenizer is trained on, drawn evenly from all sources."""
 
     def __post_init__(self) -> None:
+        check_bounds("tokenizer.", self, sample_bytes="[1, inf)")
         smallest = 256 + 6  # every byte, and tokenizer.SPECIAL_TOKENS
         if self.path is None and self.kind == "bpe" and self.vocab_size < smallest:
             raise BadInput(
@@ -320,6 +334,9 @@ class ModelConfig:
     """Attention implementation."""
     trust_remote_code: bool = False
     """Run model code that comes with `path`: only for authors you trust."""
+
+    def __post_init__(self) -> None:
+        check_bounds("model.", self, dropout="[0, 1)")
 
 
 @dataclass
@@ -354,12 +371,33 @@ class OptimConfig:
     """Coefficient of PaLM's z-loss against drifting logits (1e-4 is usual): in the gradient, not in `loss`."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise BadInput(f"optim.learning_rate must be above 0, not {self.learning_rate}")
-        if self.z_loss < 0:
-            raise BadInput(f"optim.z_loss must be at least 0, not {self.z_loss}")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise BadInput(f"optim.warmup_steps must be at least 0, not {self.warmup_steps}")
+        check_bounds(
+            "optim.",
+            self,
+            learning_rate="(0, inf)",
+            muon_learning_rate="(0, inf)",
+            warmup_steps="[0, inf)",
+            min_learning_rate_share="[0, 1]",
+            decay_share="[0, 1]",
+            weight_decay="[0, inf)",
+            beta1="[0, 1)",
+            beta2="[0, 1)",
+            epsilon="(0, inf)",
+            max_grad_norm="[0, inf)",
+            z_loss="[0, inf)",
+        )
+
+    def warmup_of(self, max_steps: int) -> int:
+        """Return the warm-up of a run of ``max_steps``: as given, or 2 % of it.
+
+        Raises:
+            BadInput: where the one that is given is longer.
+        """
+        if self.warmup_steps is None:
+            return round(0.02 * max_steps)
+        if self.warmup_steps > max_steps:
+            raise BadInput(f"optim.warmup_steps {self.warmup_steps} is over the run's {max_steps} steps")
+        return self.warmup_steps
 
 
 @dataclass
@@ -405,16 +443,24 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.epochs is not None:
             raise BadInput("give train.max_steps or train.epochs, not both")
-        for name in ("max_steps", "global_batch_size", "global_batch_tokens", "micro_batch_size", "log_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise BadInput(f"train.{name} must be at least 1, not {value}")
+        check_bounds(
+            "train.",
+            self,
+            max_steps="[1, inf)",
+            epochs="(0, inf)",
+            global_batch_size="[1, inf)",
+            global_batch_tokens="[1, inf)",
+            micro_batch_size="[1, inf)",
+            eval_every="[0, inf)",
+            save_every="[0, inf)",
+            log_every="[1, inf)",
+            sample_every="[0, inf)",
+            keep_checkpoints="[2, inf)",
+            max_skipped_steps="[0, inf)",
+        )
         for stage in self.batch_stages:
             if len(stage) != 2 or min(stage) < 1:
                 raise BadInput(f"train.batch_stages holds [steps, sequences] of at least 1 each, not {stage}")
-        if self.epochs is not None and self.epochs <= 0:
-            raise BadInput(f"train.epochs must be above 0, not {self.epochs}")
-        if self.keep_checkpoints < 2:
-            raise BadInput(f"train.keep_checkpoints must be at least 2, not {self.keep_checkpoints}")
         if self.average_checkpoints == 1:
             raise BadInput("train.average_checkpoints 1 is no mean; give 2 or more, or 0 for none")
         if not 0 <= self.average_checkpoints <= self.keep_checkpoints:
@@ -472,13 +518,17 @@ class GenerationSettings:
     """Continuations of each prompt."""
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("temperature", 0), ("top_k", 0), ("num_samples", 1)):
-            if (value := getattr(self, name)) < least:
-                raise BadInput(f"generation.{name} must be at least {least}, not {value}")
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise BadInput(f"generation.top_p must lie in (0, 1], min_p in [0, 1], not {self.top_p} and {self.min_p}")
-        if self.repetition_penalty <= 0:
-            raise BadInput(f"generation.repetition_penalty must be above 0, not {self.repetition_penalty}")
+        check_bounds(
+            "generation.",
+            self,
+            max_new_tokens="[1, inf)",
+            temperature="[0, inf)",
+            top_k="[0, inf)",
+            top_p="(0, 1]",
+            min_p="[0, 1]",
+            repetition_penalty="(0, inf)",
+            num_samples="[1, inf)",
+        )
         if self.num_samples > 1 and self.temperature == 0:
             raise BadInput(
                 "generation.num_samples above 1 needs a temperature above 0: greedy samples are all the same"
@@ -522,8 +572,7 @@ class PublishConfig(RepositoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.push_every is not None and self.push_every < 0:
-            raise BadInput(f"hub.push_every must be at least 0, not {self.push_every}")
+        check_bounds("hub.", self, push_every="[0, inf)")
 
     @property
     def branch_every(self) -> int:
@@ -556,8 +605,7 @@ class LabelDataConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sequence_length < 4:
-            raise BadInput(f"data.sequence_length must be at least 4, not {self.sequence_length}")
+        check_bounds("data.", self, sequence_length="[4, inf)")
         if len(set(self.label_names)) < len(self.label_names) or len(self.label_names) == 1:
             raise BadInput(f"data.label_names needs two or more different names, not {self.label_names}")
 
@@ -578,10 +626,8 @@ class ClassifierConfig(ModelConfig):
     """Token that fills short rows, where the model's tokenizer has none; a new one is added to the vocabulary."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise BadInput(f"model.label_smoothing must lie in [0, 1), not {self.label_smoothing}")
-        if self.head_learning_rate is not None and self.head_learning_rate <= 0:
-            raise BadInput(f"model.head_learning_rate must be above 0, not {self.head_learning_rate}")
+        super().__post_init__()
+        check_bounds("model.", self, head_learning_rate="(0, inf)", label_smoothing="[0, 1)")
         if isinstance(self.class_weights, dict) and min(self.class_weights.values(), default=0) <= 0:
             raise BadInput(f"model.class_weights: every weight must be above 0, not {self.class_weights}")
 
@@ -607,8 +653,7 @@ class PairDataConfig(RowsConfig):
         self.target_code = self.target_code or self.target_key
         if self.source_key == self.target_key:
             raise BadInput(f"data.source_key and data.target_key are both {self.source_key!r}")
-        if self.sequence_length < 4:
-            raise BadInput(f"data.sequence_length must be at least 4, not {self.sequence_length}")
+        check_bounds("data.", self, sequence_length="[4, inf)")
 
 
 @dataclass
@@ -631,8 +676,8 @@ class TranslationModelConfig(ModelConfig):
     """Earlier name of train.average_checkpoints."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise BadInput(f"model.label_smoothing must lie in [0, 1), not {self.label_smoothing}")
+        super().__post_init__()
+        check_bounds("model.", self, label_smoothing="[0, 1)")
         if "{source}" not in self.prompt:
             raise BadInput(f"model.prompt must hold {{source}}, where the text goes; it is {self.prompt!r}")
         if self.vocabularies == "separate" and (self.kind == "causal" or self.path):
@@ -654,9 +699,7 @@ class DecodingConfig:
     batch, so that more at once cost little (CPU time of 512 sentences, 5 beams: 9.5 s at 32, 8.4 at 64, 8.5 at 128)."""
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "batch_size", "max_new_tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise BadInput(f"decoding.{name} must be at least 1, not {value}")
+        check_bounds("decoding.", self, num_beams="[1, inf)", batch_size="[1, inf)", max_new_tokens="[1, inf)")
 
 
 @dataclass
@@ -685,3 +728,8 @@ class RunConfig:
     """Settings that may differ from those of the run that is resumed, such as [max_steps]."""
     seed: int = 0
     """Decides weights, order and dropout."""
+
+    def __post_init__(self) -> None:
+        check_bounds("", self, seed=SEEDS)
+        if self.train.max_steps is not None:
+            self.optim.warmup_of(self.train.max_steps)

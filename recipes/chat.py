@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hfkit.config import fail, parse_config
-from hfkit.settings import BadInput, GenerationSettings, ModelConfig
+from hfkit.settings import SEEDS, BadInput, GenerationSettings, ModelConfig, check_bounds
 
 HELP = """\
 /reset            forget the conversation but the system message
@@ -51,6 +51,7 @@ class ChatConfig:
     def __post_init__(self) -> None:
         if self.model.path is None:
             raise BadInput("which model? Give --model.path a folder or a Hub id")
+        check_bounds("", self, seed=SEEDS)
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once

@@ -21,6 +21,7 @@ from hfkit.settings import (
     RunConfig,
     TokenizerConfig,
     TrainConfig,
+    check_bounds,
 )
 
 
@@ -48,8 +49,8 @@ class DpoConfig(RunConfig):
     """Checkpoints, figures, report and the final model."""
 
     def __post_init__(self) -> None:
-        if self.beta < 0:
-            raise BadInput(f"beta must be at least 0, not {self.beta}")
+        super().__post_init__()
+        check_bounds("", self, beta="[0, inf)")
         if self.optim.z_loss:
             raise BadInput("optim.z_loss is for losses over the vocabulary, and DPO's is not one; leave it out")
 

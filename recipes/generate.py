@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config
-from hfkit.settings import BadInput, GenerationSettings, ModelConfig
+from hfkit.settings import SEEDS, BadInput, GenerationSettings, ModelConfig, check_bounds
 
 
 @dataclass
@@ -43,8 +43,7 @@ class GenerateConfig:
             raise BadInput("which model? Give --model.path a folder or a Hub id")
         if self.prompt is not None and self.prompt_file is not None:
             raise BadInput("give --prompt or --prompt_file, not both")
-        if self.batch_size < 1:
-            raise BadInput(f"batch_size must be at least 1, not {self.batch_size}")
+        check_bounds("", self, batch_size="[1, inf)", seed=SEEDS)
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once

@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from hfkit.config import parse_config
-from hfkit.settings import BadInput, DataConfig, Files, ModelConfig, TokenizerConfig, TrainConfig
+from hfkit.settings import (
+    SEEDS,
+    BadInput,
+    DataConfig,
+    Files,
+    ModelConfig,
+    TokenizerConfig,
+    TrainConfig,
+    check_bounds,
+)
 
 
 @dataclass
@@ -47,8 +56,7 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.model.path is None:
             raise BadInput("which model? Give --model.path a folder or a Hub id")
-        if self.micro_batch_size < 1:
-            raise BadInput(f"micro_batch_size must be at least 1, not {self.micro_batch_size}")
+        check_bounds("", self, micro_batch_size="[1, inf)", seed=SEEDS)
         if self.tasks and find_spec("lm_eval") is None:
             raise BadInput("tasks needs lm-eval: pip install 'hfkit[eval]'")
         if self.tasks and os.environ.get("WORLD_SIZE", "1") != "1":

@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hfkit.config import parse_config_or_builtin
-from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig, LabelDataConfig, ModelConfig, RunConfig
+from hfkit.settings import (
+    AdapterConfig,
+    BadInput,
+    ClassifierConfig,
+    LabelDataConfig,
+    ModelConfig,
+    RunConfig,
+    check_bounds,
+)
 
 BUILTIN = Path(__file__).parent / "configs" / "sentiment" / "builtin.yaml"
 EPOCHS = 5.0  # where neither epochs nor max_steps are given
@@ -34,8 +42,8 @@ class SentimentConfig(RunConfig):
     """Checkpoints, figures, predictions, report and the final model."""
 
     def __post_init__(self) -> None:
-        if self.adapt < 0:
-            raise BadInput(f"adapt must be at least 0, not {self.adapt}")
+        super().__post_init__()
+        check_bounds("", self, adapt="[0, inf)")
         if self.optim.z_loss:
             raise BadInput(
                 "optim.z_loss is for losses over the vocabulary, and a classifier's is not one; leave it out"

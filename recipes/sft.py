@@ -14,7 +14,6 @@ from pathlib import Path
 from hfkit.config import parse_config
 from hfkit.settings import (
     AdapterConfig,
-    BadInput,
     ChatDataConfig,
     GenerationSettings,
     ModelConfig,
@@ -22,6 +21,7 @@ from hfkit.settings import (
     RunConfig,
     TokenizerConfig,
     TrainConfig,
+    check_bounds,
 )
 
 
@@ -51,10 +51,8 @@ class SftConfig(RunConfig):
     """Checkpoints, figures, report and the final model."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_smoothing < 1:
-            raise BadInput(f"label_smoothing must lie in [0, 1), not {self.label_smoothing}")
-        if self.neftune_alpha < 0:
-            raise BadInput(f"neftune_alpha must be at least 0, not {self.neftune_alpha}")
+        super().__post_init__()
+        check_bounds("", self, label_smoothing="[0, 1)", neftune_alpha="[0, inf)")
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once

@@ -32,6 +32,7 @@ class TranslationConfig(RunConfig):
     """Checkpoints, figures, translations, report and the final model."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.train.batch_stages:
             raise BadInput("train.batch_stages: a step of translation is a batch of similar lengths; leave it out")
         if earlier := self.model.average_checkpoints:

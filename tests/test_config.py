@@ -10,7 +10,20 @@ import pytest
 import yaml
 
 from hfkit.config import config_dict, parse_config, replace_settings, save_config, to_yaml
-from hfkit.settings import BadInput, DataConfig, ModelConfig, OptimConfig, SourceConfig, TrackingConfig, TrainConfig
+from hfkit.settings import (
+    AdapterConfig,
+    BadInput,
+    DataConfig,
+    GenerationSettings,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    SourceConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+    check_bounds,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -166,6 +179,53 @@ def test_settings_are_replaced_and_checked() -> None:
 )
 def test_a_bad_flag_is_one_line(capsys: pytest.CaptureFixture[str], words: str, message: str) -> None:
     assert error_of(capsys, *words.split()) == message
+
+
+INFINITE, NO_NUMBER = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("section", "wrong", "bound"),
+    [
+        (OptimConfig, {"learning_rate": NO_NUMBER}, "be above 0 and finite, not nan"),
+        (OptimConfig, {"muon_learning_rate": -0.02}, "be above 0, not -0.02"),
+        (OptimConfig, {"min_learning_rate_share": -1}, r"lie in \[0, 1\], not -1"),
+        (OptimConfig, {"min_learning_rate_share": 2}, r"lie in \[0, 1\], not 2"),
+        (OptimConfig, {"decay_share": -1}, r"lie in \[0, 1\], not -1"),
+        (OptimConfig, {"weight_decay": -1}, "be at least 0, not -1"),
+        (OptimConfig, {"beta1": 1.5}, r"lie in \[0, 1\), not 1.5"),
+        (OptimConfig, {"beta2": 1.0}, r"lie in \[0, 1\), not 1.0"),
+        (OptimConfig, {"epsilon": 0.0}, "be above 0, not 0.0"),
+        (OptimConfig, {"max_grad_norm": -1}, "be at least 0, not -1"),
+        (TrainConfig, {"epochs": INFINITE}, "be above 0 and finite, not inf"),
+        (TrainConfig, {"eval_every": -1}, "be at least 0, not -1"),
+        (TrainConfig, {"save_every": -1}, "be at least 0, not -1"),
+        (TrainConfig, {"sample_every": -1}, "be at least 0, not -1"),
+        (TrainConfig, {"max_skipped_steps": -1}, "be at least 0, not -1"),
+        (TokenizerConfig, {"sample_bytes": -5}, "be at least 1, not -5"),
+        (ModelConfig, {"dropout": 1.5}, r"lie in \[0, 1\), not 1.5"),
+        (ModelConfig, {"dropout": -0.5}, r"lie in \[0, 1\), not -0.5"),
+        (AdapterConfig, {"dropout": 1.5}, r"lie in \[0, 1\), not 1.5"),
+        (GenerationSettings, {"temperature": NO_NUMBER}, "be at least 0 and finite, not nan"),
+        (RunConfig, {"seed": 2**70}, r"lie in \[0, 4294967296\)"),
+    ],
+)
+def test_numbers_out_of_their_bounds_are_refused(section: type, wrong: dict[str, float], bound: str) -> None:
+    (name,) = wrong
+    with pytest.raises(BadInput, match=rf"^([a-z]+\.)?{name} must {bound}"):
+        section(**wrong)
+
+
+def test_bounds_that_belong_to_the_interval_are_accepted() -> None:
+    TrainConfig(epochs=0.1, eval_every=0, keep_checkpoints=2)
+    OptimConfig(beta1=0.0, max_grad_norm=0.0, min_learning_rate_share=1.0, decay_share=0.0, warmup_steps=None)
+    with pytest.raises(BadInput, match=r"share must lie in \(0, 1\], not 0"):
+        check_bounds("", DataConfig(validation_share=0), validation_share="(0, 1]")
+
+
+def test_a_warm_up_over_the_run_is_refused_before_any_work() -> None:
+    with pytest.raises(BadInput, match=r"optim\.warmup_steps 9 is over the run's 4 steps"):
+        RunConfig(optim=OptimConfig(warmup_steps=9), train=TrainConfig(max_steps=4))
 
 
 @pytest.mark.parametrize(

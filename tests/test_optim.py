@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hfkit.losses import CausalLMLoss
-from hfkit.optim import build_optimizer, build_schedule, set_learning_rate, split_parameters, warmup_steps
+from hfkit.optim import build_optimizer, build_schedule, set_learning_rate, split_parameters
 from hfkit.settings import BadInput, OptimConfig
 from tiny import tiny_model
 
@@ -55,9 +55,9 @@ def test_floor_is_where_cosine_and_linear_end() -> None:
 
 
 def test_warm_up_is_two_percent_unless_given() -> None:
-    assert [warmup_steps(OptimConfig(), steps) for steps in (1, 20, 100, 1000, 2000)] == [0, 0, 2, 20, 40]
-    assert warmup_steps(OptimConfig(warmup_steps=0), 1000) == 0
-    assert warmup_steps(OptimConfig(warmup_steps=1000), 1000) == 1000
+    assert [OptimConfig().warmup_of(steps) for steps in (1, 20, 100, 1000, 2000)] == [0, 0, 2, 20, 40]
+    assert OptimConfig(warmup_steps=0).warmup_of(1000) == 0
+    assert OptimConfig(warmup_steps=1000).warmup_of(1000) == 1000
 
 
 def test_given_warm_up_longer_than_the_run_is_refused() -> None:
