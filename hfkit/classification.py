@@ -21,7 +21,7 @@ from transformers import (
 
 from hfkit.adapters import attach_adapter
 from hfkit.losses import LossModule
-from hfkit.model import add_dropout, build_config, loading, scale_residual_projections, set_length
+from hfkit.model import add_dropout, build_config, build_fresh, loading, scale_residual_projections, set_length
 from hfkit.remote import resolve_model
 from hfkit.settings import AdapterConfig, BadInput, ClassifierConfig
 from hfkit.tokenizer import open_tokenizer
@@ -71,9 +71,7 @@ def build_classifier(
     else:
         shape = build_config(config, tokenizer)
         shape.update(labels)
-        model = AutoModelForSequenceClassification.from_config(
-            shape, attn_implementation=config.attention, dtype=torch.float32
-        )
+        model = build_fresh(AutoModelForSequenceClassification, shape, config.attention)
         scale_residual_projections(model)
     if model.config.vocab_size < len(tokenizer):
         model.resize_token_embeddings(len(tokenizer))

@@ -89,28 +89,60 @@ def build_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
     """Return the transformers configuration of a preset, with the user's overrides and the tokenizer's ids."""
     if config.preset not in PRESETS:
         raise BadInput(f"model.preset {config.preset!r} does not exist; there are {', '.join(PRESETS)}")
-    fields = {**PRESETS[config.preset], **config.config_overrides}
+    preset = PRESETS[config.preset]
+    fields = {**preset, **config.config_overrides}
+    for name, value in fields.items():
+        if type(preset.get(name)) is int and value is not None and (type(value) is not int or value < 1):
+            raise BadInput(f"model.config_overrides: {name} must be a whole number of at least 1, not {value!r}")
     model_type = fields.pop("model_type")
-    known = AutoConfig.for_model(model_type)
+    with _buildable():
+        known = AutoConfig.for_model(model_type)
     for name in fields:
         if not hasattr(known, name):
             close = get_close_matches(name, [*vars(known), *known.attribute_map], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise BadInput(f"model.config_overrides: a {model_type} configuration has no field {name!r}{hint}")
-    if "head_dim" in vars(known) and "head_dim" not in fields:
-        fields["head_dim"] = fields["hidden_size"] // fields["num_attention_heads"]
     fields.setdefault("vocab_size", padded_size(len(tokenizer)))
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    try:
+    with _buildable():
+        if "head_dim" in vars(known) and "head_dim" not in fields:
+            fields["head_dim"] = fields["hidden_size"] // fields["num_attention_heads"]
         built = AutoConfig.for_model(model_type, **fields, **ids)
         # Scaled to the width: sqrt(2/5d) (Nguyen and Salazar, 2019, arXiv:1910.05895); 0.02 suits d ≈ 1000 only.
         if "initializer_range" not in config.config_overrides:
             built.initializer_range = math.sqrt(2 / (5 * built.hidden_size))
-    except (ValueError, TypeError, StrictDataclassError) as error:  # the last one wraps what a configuration checks
-        raise BadInput(f"model.config_overrides: {' '.join(str(error.__cause__ or error).split())}") from None
+    heads = built.num_attention_heads
+    if heads % (groups := getattr(built, "num_key_value_heads", None) or heads):
+        raise BadInput(
+            f"model.config_overrides: num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+        )
     if built.vocab_size < len(tokenizer):
         raise BadInput(f"model vocab_size {built.vocab_size} is smaller than the tokenizer's {len(tokenizer)} tokens")
     return built
+
+
+@contextmanager
+def _buildable() -> Iterator[None]:
+    """Turn what transformers and torch say of fields that make no model into bad input."""
+    try:
+        yield
+    except (ArithmeticError, KeyError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
+        cause = error.__cause__ or error  # the strict dataclass wraps what a configuration checks
+        said = f"there is no {cause}" if isinstance(cause, KeyError) else str(cause)
+        raise BadInput(f"model.config_overrides: {' '.join(said.split())[:300]}") from None
+
+
+def build_fresh(auto: Any, shape: PretrainedConfig, attention: str) -> PreTrainedModel:
+    """Return a model of a shape with fresh weights, in fp32.
+
+    Args:
+        auto: One of transformers' ``AutoModelFor…`` classes.
+
+    Raises:
+        BadInput: for a shape of which transformers cannot build a model.
+    """
+    with _buildable():
+        return auto.from_config(copy.deepcopy(shape), attn_implementation=attention, dtype=torch.float32)
 
 
 def build_causal_lm(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> PreTrainedModel:
@@ -119,10 +151,7 @@ def build_causal_lm(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, see
         model = load_causal_lm(config)
     else:
         torch.manual_seed(seed)
-        shape = build_config(config, tokenizer)
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(shape), attn_implementation=config.attention, dtype=torch.float32
-        )
+        model = build_fresh(AutoModelForCausalLM, build_config(config, tokenizer), config.attention)
         scale_residual_projections(model)
     check_vocabulary(model.config.vocab_size, tokenizer, config.path)
     model.config.use_cache = False  # with a cache, transformers drops the isolation of packed documents

@@ -26,6 +26,7 @@ from hfkit.languages import find_prefix, set_languages
 from hfkit.losses import TokenLoss
 from hfkit.model import (
     build_causal_lm,
+    build_fresh,
     check_vocabulary,
     generation_config,
     load_pretrained,
@@ -129,11 +130,7 @@ def build_translation_model(
         check_vocabulary(model.config.vocab_size, tokenizer, config.path)
         return model
     torch.manual_seed(seed)
-    model = AutoModelForSeq2SeqLM.from_config(
-        _marian_config(config, tokenizer, target_tokenizer),
-        attn_implementation=config.attention,
-        dtype=torch.float32,
-    )
+    model = build_fresh(AutoModelForSeq2SeqLM, _marian_config(config, tokenizer, target_tokenizer), config.attention)
     model.generation_config = generation_config(model.config.decoder_vocab_size, target_tokenizer or tokenizer)
     model.generation_config.decoder_start_token_id = tokenizer.pad_token_id
     return model

@@ -87,7 +87,7 @@ from hfkit.data.prepare import prepare_data
 from hfkit.files import read_json, write_json
 from hfkit.launch import launch
 from hfkit.loop import Diverged
-from hfkit.model import build_config, set_length
+from hfkit.model import build_causal_lm, set_length
 from hfkit.optim import build_schedule
 from hfkit.remote import resolve_model
 from hfkit.status import is_main_process
@@ -130,7 +130,8 @@ def check_point(run: pretrain.PretrainConfig) -> None:
     base = resolve_model(run.model.path, run.model.revision) if run.model.path else None
     data = prepare_data(run.data, run.tokenizer, tokenizer_path=base)
     if base is None:
-        set_length(build_config(run.model, data.tokenizer), length)
+        with torch.device("meta"):  # neither memory nor random numbers
+            set_length(build_causal_lm(run.model, data.tokenizer).config, length)
     rows = sum(stream.num_rows(length) for stream in data.train)
     plan = plan_steps(run.train, rows, length, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     build_schedule(run.optim, plan.max_steps)

@@ -80,9 +80,23 @@ def test_unknown_override_is_refused_with_a_suggestion(family: str, wrong: str, 
         tiny_model(family, overrides={wrong: 2})
 
 
-@pytest.mark.parametrize("wrong", [{"hidden_size": 33}, {"num_hidden_layers": "many"}, {"hidden_act": 7}])
-def test_impossible_override_is_bad_input_in_one_line(wrong: dict[str, Any]) -> None:
-    with pytest.raises(BadInput, match=r"^model\.config_overrides: [^\n]+$"):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"hidden_size": 33}, "33"),
+        ({"hidden_size": "a"}, "hidden_size must be a whole number of at least 1, not 'a'"),
+        ({"num_hidden_layers": "many"}, "num_hidden_layers must be a whole number of at least 1, not 'many'"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers must be a whole number of at least 1, not -1"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number of at least 1, not 0"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
+        ({"head_dim": 0}, "negative power"),
+        ({"hidden_act": 7}, "7"),
+        ({"hidden_act": "foo"}, "there is no 'foo'"),
+        ({"model_type": "foo"}, "foo"),
+    ],
+)
+def test_impossible_override_is_bad_input_in_one_line(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadInput, match=rf"^model\.config_overrides: [^\n]*{words}[^\n]*$"):
         tiny_model(overrides=wrong)
 
 
