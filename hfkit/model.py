@@ -72,6 +72,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight", "c_proj.weight")  # what a block adds to the stream
+# Families that count positions from behind the padding's id: so many of their positions hold no token.
+COUNTED_AFTER_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta",
+    "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 VOCABULARY_MULTIPLE = 64  # matrix products run fastest when the vocabulary is a multiple of this
 
 
@@ -332,13 +337,20 @@ def set_length(model_config: PretrainedConfig, length: int) -> None:
     Raises:
         BadInput: where sequences would be longer than the model's positions.
     """
-    limit = getattr(model_config, "max_position_embeddings", None)
+    limit = positions_of(model_config)
     if limit is not None and length > limit:
         raise BadInput(f"data.sequence_length {length} is over the model's limit of {limit} positions")
     model_config.training_sequence_length = length
 
 
+def positions_of(model_config: PretrainedConfig) -> int | None:
+    """Return how many tokens the model's positions hold; None where nothing bounds them."""
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and model_config.model_type in COUNTED_AFTER_PADDING:
+        return limit - model_config.pad_token_id - 1
+    return limit
+
+
 def find_length(model_config: PretrainedConfig) -> int:
     """Return the length that the model was trained on; 1024, or all its positions, where it does not say."""
-    limit = getattr(model_config, "max_position_embeddings", None) or 1024
-    return getattr(model_config, "training_sequence_length", None) or min(limit, 1024)
+    return getattr(model_config, "training_sequence_length", None) or min(positions_of(model_config) or 1024, 1024)

@@ -36,9 +36,9 @@ from hfkit.facts import Facts
 from hfkit.generation import continue_prompts
 from hfkit.launch import launch
 from hfkit.losses import CausalLMLoss
-from hfkit.model import build_causal_lm, check_isolation, set_length
+from hfkit.model import build_causal_lm, check_isolation, positions_of, set_length
 from hfkit.remote import resolve_model
-from hfkit.run import Run
+from hfkit.run import NOTHING_HELD_OUT, Run
 
 
 def main(config: PretrainConfig) -> None:
@@ -47,6 +47,8 @@ def main(config: PretrainConfig) -> None:
     data = prepare_data(config.data, config.tokenizer, tokenizer_path=base)
     run = Run(config, Facts.of(data))
     length = config.data.sequence_length
+    if data.validation is None:
+        run.say(NOTHING_HELD_OUT)
 
     model = build_causal_lm(config.model, data.tokenizer, config.seed)
     set_length(model.config, length)
@@ -60,13 +62,16 @@ def main(config: PretrainConfig) -> None:
         return score_held_out(run.accelerator, module, data, length)
 
     def sample(module: nn.Module, step: int) -> None:
-        prompts = first_words(data.tokenizer, data.validation or data.train[0])
+        stream = data.validation or data.train[0]
+        prompts = first_words(data.tokenizer, stream, positions=positions_of(model.config))
+        if not prompts:
+            return
         texts = continue_prompts(module.model, data.tokenizer, prompts, config.generation, config.seed)
         run.write_samples(step, prompts, texts)
 
     run.train(packed_rows(data.train, data.weights, length, plan.split, config.seed, last=plan.last), evaluate, sample)
     run.choose_result(evaluate)
-    run.finish(evaluate, sample)
+    run.finish(evaluate, sample, extra=None if data.validation else {"eval_split": "train"})
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
+from hfkit import evaluation
+from hfkit.data.prepare import prepare_data
 from hfkit.data.shards import TokenStream
-from hfkit.evaluation import first_words, score_text
+from hfkit.evaluation import first_words, score_held_out, score_text
 from hfkit.losses import CausalLMLoss
 from hfkit.model import build_causal_lm
-from hfkit.settings import ModelConfig, TokenizerConfig
+from hfkit.settings import DataConfig, ModelConfig, TokenizerConfig
 from hfkit.tokenizer import encode_documents, train_tokenizer
 from processes import run_in_processes
+from runs import write_corpus
 from streams import number_documents, write_stream
 
 SHAPE = [30, 1, 2, 17, 9, 40, 16, 5]
@@ -96,3 +99,25 @@ def test_prompts_are_the_beginnings_of_documents_or_passages_of_the_only_one(tmp
     one = write_stream(tmp_path, encode_documents(tokenizer, [TEXTS[0]]), len(tokenizer), "one")
     prompts = first_words(tokenizer, one, count=2, words=3)
     assert prompts[0] == "One two three" and len(prompts) == 2 and prompts[1] in TEXTS[0]
+
+
+def test_prompts_leave_room_in_few_positions_and_blank_text_gives_none(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, TokenizerConfig(vocab_size=262))
+    stream = write_stream(tmp_path, encode_documents(tokenizer, TEXTS), len(tokenizer))
+    prompts = first_words(tokenizer, stream, positions=16)
+    assert prompts and all(len(prompt) <= 8 for prompt in prompts)
+    assert first_words(tokenizer, stream, positions=1) == []
+    blank = write_stream(tmp_path, encode_documents(tokenizer, [" \n", "\n\n", " "]), len(tokenizer), "blank")
+    assert first_words(tokenizer, blank) == []
+
+
+def test_of_training_text_the_beginning_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = str(write_corpus(tmp_path / "corpus.jsonl"))
+    settings = DataConfig(train_files=corpus, validation_share=0, cache_dir=tmp_path / "cache")
+    data = prepare_data(settings, TokenizerConfig(vocab_size=262))
+    stream = data.train[0]
+    monkeypatch.setattr(evaluation, "SCORED", int(stream.starts[9]) + 1)
+    scores = score_held_out(Accelerator(cpu=True), CausalLMLoss(build_model()), data, length=32)
+    texts = [str(data.tokenizer.decode(stream.document(number)[:-1])) for number in range(10)]
+    assert scores["eval_tokens"] == stream.starts[10] - 10
+    assert scores["eval_bytes"] == len("".join(texts).encode())

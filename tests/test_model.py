@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import hfkit.model
 from hfkit.classification import build_classifier
@@ -225,6 +225,13 @@ def test_training_length_is_noted_and_found(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert find_length(AutoModelForCausalLM.from_pretrained(tmp_path).config) == 48
     assert find_length(tiny_model(overrides={"max_position_embeddings": 96}).config) == 96
+
+
+def test_positions_behind_the_padding_are_no_room() -> None:
+    config = AutoConfig.for_model("roberta", max_position_embeddings=34, pad_token_id=1)
+    set_length(config, 32)
+    with pytest.raises(BadInput, match=r"sequence_length 33 is over the model's limit of 32 positions"):
+        set_length(config, 33)
 
 
 @pytest.mark.parametrize("family", SHAPES)

@@ -349,3 +349,14 @@ def test_a_mixture_without_held_out_text_is_scored_on_all_of_it(
     text = json.loads((tmp_path / "run" / "audit.json").read_text())["splits"]["train"]
     result = result_of(tmp_path / "run")
     assert (result["eval_bytes"], result["eval_tokens"]) == (text["bytes"], text["tokens"] - text["documents"])
+    assert result["eval_split"] == "train" and "nothing is held out for validation" in ended.stderr
+
+
+def test_a_model_with_fewer_positions_than_a_prompt_has_words_gives_its_samples(
+    server: Server, settings: Words, tmp_path: Path
+) -> None:
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    short = {"model.preset": "gpt2-tiny", "model.config_overrides": shape, "data.sequence_length": 16}
+    ended = server.run("pretrain", settings | short, tmp_path / "run")
+    assert ended.code == 0, ended.stderr
+    assert (tmp_path / "run" / "samples.jsonl").exists() and "eval_split" not in result_of(tmp_path / "run")

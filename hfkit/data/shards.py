@@ -84,16 +84,20 @@ class TokenStream:
     folder: Path
     name: str
     vocab_size: int
+    limit: int | None = None
+    """Documents to read of it, from the first on; None is all."""
 
     @cached_property
     def tokens(self) -> np.ndarray:
         """(tokens,) ids."""
-        return _map(self.folder / f"{self.name}.tokens", token_dtype(self.vocab_size))
+        tokens = _map(self.folder / f"{self.name}.tokens", token_dtype(self.vocab_size))
+        return tokens if self.limit is None else tokens[: self.starts[-1]]
 
     @cached_property
     def starts(self) -> np.ndarray:
         """(documents + 1,) offset of each document in ``tokens``, and of the end."""
-        return _map(self.folder / f"{self.name}.starts", np.dtype("<i8"))
+        starts = _map(self.folder / f"{self.name}.starts", np.dtype("<i8"))
+        return starts if self.limit is None else starts[: self.limit + 1]
 
     def num_rows(self, length: int) -> int:
         """Rows of ``length`` targets that hold every target of the stream."""
