@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfkit.files import read_json, write_json
+from hfkit.files import finite, read_json, write_json
 from hfkit.settings import BadInput
 
 DONE, FAILED, BAD_INPUT, DIVERGED, PUSH_FAILED, PREEMPTED = 0, 1, 2, 3, 4, 75
@@ -110,4 +110,4 @@ def read_status(output_dir: Path) -> dict[str, Any]:
 
 def as_text(result: dict[str, Any]) -> str:
     """Return a result as indented JSON for the console."""
-    return json.dumps(result, indent=2, ensure_ascii=False)
+    return json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False)
