@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from hfkit.chat import ChatFormat, Message, check_messages
 from hfkit.data.conversations import messages_in
-from hfkit.data.readers import read_rows
-from hfkit.files import write_atomic
+from hfkit.data.readers import JSON_LINES, check_text, read_rows, split_name
+from hfkit.files import make_parent, write_atomic
 from hfkit.generation import Completion, stream
 from hfkit.model import find_length
 from hfkit.settings import BadInput, GenerationSettings
@@ -44,10 +44,11 @@ class Dialogue:
         An answer without a word is not kept, and neither is what it answered.
 
         Raises:
-            BadInput: if the message is empty or alone too long for the window; it is not kept.
+            BadInput: if the message is empty, no valid text, or alone too long for the window; it is not kept.
         """
         if not text.strip():
             raise BadInput("the message is empty")
+        check_text(text, "the message")
         asked = [*self.messages, {"role": "user", "content": text}]
         prompt, hidden = self._fit(asked)
         room = self.window - len(prompt)
@@ -71,6 +72,7 @@ class Dialogue:
 
     def set_system(self, text: str) -> None:
         """Replace the system message; an empty text removes it."""
+        check_text(text, "the system message")
         system = [{"role": "system", "content": text}] if text else []
         self.messages = [*system, *_split_system(self.messages)[1]]
 
@@ -97,8 +99,16 @@ class Dialogue:
         self.settings = replace(self.settings, **changes)
 
     def save(self, path: Path) -> None:
-        """Write the messages as one row of JSON, which ``sft.py`` reads too."""
-        write_atomic(path, json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+        """Write the messages as one row of JSON, which ``sft.py`` reads too.
+
+        Raises:
+            BadInput: if the file cannot be written, or ``load`` would not read one of this name.
+        """
+        check_file(path, "save")
+        try:
+            write_atomic(path, json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise BadInput(f"{path} cannot be written: {error.strerror}") from None
 
     def load(self, path: Path) -> None:
         """Replace the messages by those of a file that ``save`` wrote.
@@ -115,6 +125,20 @@ class Dialogue:
         if problem := check_messages(messages):
             raise BadInput(f"{row.where}: {problem}")
         self.messages = messages
+
+
+def check_file(path: Path, name: str) -> None:
+    """Make the folder of a file for a conversation, and see that its name says what is in it.
+
+    Args:
+        name: What a complaint calls it.
+
+    Raises:
+        BadInput: where the folder cannot be made, or the file would not be read back.
+    """
+    if split_name(path) not in [(ending, "") for ending in JSON_LINES]:
+        raise BadInput(f"{name} {path}: a conversation is a row of JSON; let the name end in .jsonl")
+    make_parent(path, name)
 
 
 def _split_system(messages: list[Message]) -> tuple[list[Message], list[Message]]:

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-import math
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
 from typing import Any
+
+from hfkit.settings import BadInput
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -25,23 +27,43 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
-def finite(value: Any) -> Any:
-    """Return ``value`` with every NaN and infinity, which JSON lacks, replaced by None.
+def make_parent(path: Path, name: str) -> None:
+    """Make the folder of a file that is to be written.
 
-    Example:
-        >>> finite({"loss": float("nan"), "step": 3})
-        {'loss': None, 'step': 3}
+    Args:
+        name: The setting that names the file.
+
+    Raises:
+        BadInput: where it cannot be made, or there is a folder in the file's place.
     """
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{name} {path}: the folder cannot be made: {error.strerror}") from None
+    if path.is_dir():
+        raise BadInput(f"{name} {path} is a folder; give the name of a file")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; a number that is not finite becomes null."""
-    write_atomic(path, json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write ``value`` as indented JSON, atomically."""
+    write_atomic(path, format_json(value) + "\n")
+
+
+def format_json(value: Any) -> str:
+    """Return ``value`` as indented JSON with each list of numbers on one line.
+
+    Example:
+        >>> print(format_json({"rows": [[1, 2], [3, 4]]}))
+        {
+          "rows": [
+            [1, 2],
+            [3, 4]
+          ]
+        }
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # Texts have no line feed of their own there, so that the first one of a match is the list's.
+    return re.sub(r"\[\n[-+.eE\d,\s]+\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -75,7 +97,7 @@ def digest_of(value: Any) -> str:
         >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
         True
     """
-    return hashlib.sha256(json.dumps(finite(value), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

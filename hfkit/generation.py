@@ -7,14 +7,22 @@ out text as soon as no later token can change it; put together it is the text th
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.generation.streamers import BaseStreamer
 
+from hfkit.data.readers import check_text
 from hfkit.settings import BadInput, GenerationSettings
 from hfkit.tokenizer import encode_documents
 
@@ -57,11 +65,12 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     """Return the ids of each prompt as a document begins, so without EOS.
 
     Raises:
-        BadInput: for an empty prompt.
+        BadInput: for an empty prompt, and for one that is not UTF-8.
     """
     for number, prompt in enumerate(prompts, 1):
         if not prompt:
             raise BadInput(f"prompt {number} is empty; give the model a few words to go on from")
+        check_text(prompt, f"prompt {number}")
     return [ids[:-1] for ids in encode_documents(tokenizer, prompts)]
 
 
@@ -75,8 +84,29 @@ def complete(
     """Return ``settings.num_samples`` completions of each prompt, one prompt after another.
 
     Args:
-        prompts: Ids, generated from as one batch.
+        prompts: Ids; those to which the model's positions leave as many tokens are generated from as one batch.
+
+    Raises:
+        BadInput: if they leave none to one of them.
     """
+    room = np.array([min(settings.max_new_tokens, room_after(model, len(prompt))) for prompt in prompts])
+    found: list[list[Completion]] = [[] for _ in prompts]
+    for tokens in np.unique(room).tolist():
+        places = np.flatnonzero(room == tokens).tolist()
+        part = [prompts[place] for place in places]
+        completions = _complete_batch(model, tokenizer, part, replace(settings, max_new_tokens=tokens), seed)
+        for number, completion in enumerate(completions):
+            found[places[number // settings.num_samples]].append(completion)
+    return [completion for each in found for completion in each]
+
+
+def _complete_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    seed: int,
+) -> list[Completion]:
     longest = max(map(len, prompts))
     ids = torch.empty(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -121,7 +151,9 @@ def _generate(
     """Return (prompts · samples, prompt + new) ids; the model's mode and the global random numbers stay."""
     config = decoding(model, settings)
     config.pad_token_id = _filler(tokenizer)
-    config.max_new_tokens = min(settings.max_new_tokens, room_after(model, ids.shape[1]))
+    prompt = ids.shape[1]
+    config.max_new_tokens = min(settings.max_new_tokens, room_after(model, prompt))
+    stop = StoppingCriteriaList([StopInText(tokenizer, settings.stop, prompt)] if settings.stop else [])
     devices = [] if model.device.type == "cpu" else [model.device]
     with _evaluating(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -130,7 +162,7 @@ def _generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
-            tokenizer=tokenizer if settings.stop else None,
+            stopping_criteria=stop,
             streamer=streamer,
         )
 
@@ -161,7 +193,6 @@ def decoding(model: PreTrainedModel, settings: GenerationSettings) -> Generation
         top_p=settings.top_p if sampling else None,
         min_p=settings.min_p or None if sampling else None,
         repetition_penalty=settings.repetition_penalty,
-        stop_strings=settings.stop or None,
         num_return_sequences=settings.num_samples,
     )
 
@@ -220,6 +251,21 @@ def _cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """
     places = [place for word in stop if (place := text.find(word)) >= 0]
     return text[: min(places)] if places else text
+
+
+class StopInText(StoppingCriteria):
+    """Ends a row once its continuation holds a stop string; transformers' own finds one that the prompt begins, too."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], prompt: int) -> None:
+        self.tokenizer, self.stop, self.prompt = tokenizer, stop, prompt
+        self.longest = max(len(word.encode()) for word in stop) + 4  # tokens; one is a byte at least
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        """Return which rows end, (rows,)."""
+        newest = input_ids[:, max(self.prompt, input_ids.shape[1] - self.longest) :]
+        texts = [decode(self.tokenizer, row) for row in newest.tolist()]
+        ended = [any(word in text for word in self.stop) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 class TextStreamer(BaseStreamer):

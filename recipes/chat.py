@@ -38,9 +38,10 @@ class ChatConfig:
     system: str | None = None
     """System message."""
     json: bool = False
-    """Read lines {"message": …} and write lines {"reply": …, "tokens": …, "finish": …, "hidden": …}."""
+    """Read lines {"message": …} and write lines {"reply": …, "tokens": …, "finish": …, "hidden": …}; with message,
+    write the one line of its answer."""
     history_file: Path | None = None
-    """The conversation: gone on with at the start, written after every answer."""
+    """The conversation (.jsonl): gone on with at the start, written after every answer."""
     generation: GenerationSettings = field(default_factory=lambda: GenerationSettings(max_new_tokens=256))
     """How answers are drawn."""
     output_dir: Path = Path("runs/chat")
@@ -52,6 +53,8 @@ class ChatConfig:
         if self.model.path is None:
             raise BadInput("which model? Give --model.path a folder or a Hub id")
         check_bounds("", self, seed=SEEDS)
+        if self.generation.num_samples > 1:
+            raise BadInput("generation.num_samples: a message has one answer here; leave it out")
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
@@ -60,7 +63,8 @@ if __name__ == "__main__":  # before anything heavy is imported: help and mistak
 from transformers.utils.logging import disable_progress_bar
 
 from hfkit.chat import ChatFormat, set_template
-from hfkit.dialogue import Dialogue, Reply
+from hfkit.data.readers import decode
+from hfkit.dialogue import Dialogue, Reply, check_file
 from hfkit.model import load_causal_lm
 from hfkit.replies import end_turns_at
 from hfkit.tokenizer import load_tokenizer
@@ -69,6 +73,8 @@ from hfkit.tokenizer import load_tokenizer
 def main(config: ChatConfig) -> None:
     """Load the model and answer until there is nothing more to read."""
     disable_progress_bar()  # of a model that loads in a moment
+    if config.history_file is not None:
+        check_file(config.history_file, "history_file")
     tokenizer = load_tokenizer(str(config.model.path), config.model.revision)
     set_template(tokenizer)
     chat = ChatFormat(tokenizer)
@@ -80,10 +86,12 @@ def main(config: ChatConfig) -> None:
         dialogue.load(config.history_file)
     if config.system is not None:
         dialogue.set_system(config.system)
-    if config.message is not None:
-        answer(dialogue, config.message, config)
+    if config.json and config.message is not None:
+        print_reply(dialogue, config.message, config)
     elif config.json:
         answer_json(dialogue, config)
+    elif config.message is not None:
+        answer(dialogue, config.message, config)
     else:
         talk(dialogue, config)
 
@@ -97,7 +105,7 @@ def talk(dialogue: Dialogue, config: ChatConfig) -> None:
         say(f"{config.model.path}, window {dialogue.window} tokens; /help lists the commands")
     while True:
         try:
-            line = input("you> " if person else "").strip()
+            line = (input("you> ") if person else read_line()).strip()
             if line in ("/quit", "/exit"):
                 return
             if line.startswith("/"):
@@ -106,10 +114,17 @@ def talk(dialogue: Dialogue, config: ChatConfig) -> None:
                 answer(dialogue, line, config)
         except EOFError:
             return
-        except BadInput as problem:
+        except (BadInput, UnicodeDecodeError) as problem:
             say(str(problem))
         except KeyboardInterrupt:
             say("\n/quit or Ctrl-D leaves")
+
+
+def read_line() -> str:
+    """Return the next line of a pipe; like ``input``, raise EOFError at its end."""
+    if not (line := sys.stdin.buffer.readline()):
+        raise EOFError
+    return decode(line)
 
 
 def answer(dialogue: Dialogue, text: str, config: ChatConfig) -> None:
@@ -140,19 +155,25 @@ def show(piece: str) -> None:
 
 def answer_json(dialogue: Dialogue, config: ChatConfig) -> None:
     """Answer a line of JSON with a line of JSON; a bad line with its error."""
-    for number, line in enumerate(sys.stdin, 1):
+    for number, line in enumerate(sys.stdin.buffer, 1):
         try:
-            reply = dialogue.reply(message_of(line), lambda piece: None)
-            keep(dialogue, config)
-            print(json.dumps(as_json(reply), ensure_ascii=False), flush=True)
+            print_reply(dialogue, message_of(line), config)
         except BadInput as problem:
             print(json.dumps({"error": f"line {number}: {problem}"}, ensure_ascii=False), flush=True)
 
 
-def message_of(line: str) -> str:
+def print_reply(dialogue: Dialogue, message: str, config: ChatConfig) -> None:
+    """Print the answer to a message as a line of JSON."""
+    reply = dialogue.reply(message, lambda piece: None)
+    keep(dialogue, config)
+    print(json.dumps(as_json(reply), ensure_ascii=False), flush=True)
+
+
+def message_of(line: bytes) -> str:
     """Return the message in a line of JSON."""
+    text = decode(line)
     try:
-        message = json.loads(line)["message"]
+        message = json.loads(text)["message"]
     except (ValueError, KeyError, TypeError):
         message = None
     if not isinstance(message, str):
@@ -185,7 +206,6 @@ def command(dialogue: Dialogue, line: str, config: ChatConfig) -> None:
         dialogue.set_system(rest)
         say("system message set" if rest else "system message removed")
     elif name == "/save":
-        path.parent.mkdir(parents=True, exist_ok=True)
         dialogue.save(path)
         say(f"{len(dialogue.messages)} messages saved in {path}")
     elif name == "/load":

@@ -30,7 +30,8 @@ class GenerateConfig:
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """How to sample."""
     batch_size: int = 32
-    """Prompts generated from at once: 32 take twice the time of 8, on a CPU less (`docs/log.md`)."""
+    """Prompts generated from at once: 32 take twice the time of 8, on a CPU less (`docs/log.md`). Which texts the seed
+    draws depends on it; greedy ones do not."""
     output_file: Path | None = None
     """Write JSON lines (prompt, text, tokens, finish) here instead of text to standard output; - is standard output."""
     output_dir: Path = Path("runs/generate")
@@ -50,9 +51,9 @@ if __name__ == "__main__":  # before anything heavy is imported: help and mistak
     config = parse_config(GenerateConfig)
 
 from hfkit.data.listing import list_files
-from hfkit.data.readers import ROW_FORMATS, read_rows, split_name, text_of
-from hfkit.files import write_atomic
-from hfkit.generation import Completion, complete, encode_prompts, stream, tokens_per_second
+from hfkit.data.readers import ROW_FORMATS, read_rows, split_name, text_lines, text_of
+from hfkit.files import make_parent, write_atomic
+from hfkit.generation import Completion, complete, encode_prompts, room_after, stream, tokens_per_second
 from hfkit.launch import launch
 from hfkit.model import load_causal_lm
 from hfkit.tokenizer import load_tokenizer
@@ -60,10 +61,13 @@ from hfkit.tokenizer import load_tokenizer
 
 def main(config: GenerateConfig) -> None:
     """Load, continue, print."""
+    if config.output_file is not None and str(config.output_file) != "-":
+        make_parent(config.output_file, "output_file")
+    prompts = read_prompts(config)
     tokenizer = load_tokenizer(str(config.model.path), config.model.revision)
     model = load_causal_lm(config.model)
-    prompts = read_prompts(config)
     encoded = encode_prompts(tokenizer, prompts)
+    room_after(model, max(map(len, encoded)))  # refused before the first batch, not after it
     begin = time.perf_counter()
     if len(prompts) == config.generation.num_samples == 1 and config.output_file is None:
         print(prompts[0], end="")
@@ -83,12 +87,12 @@ def read_prompts(config: GenerateConfig) -> list[str]:
     if config.prompt is not None:
         return [config.prompt]
     if config.prompt_file is None:
-        prompts = [line.rstrip("\n") for line in sys.stdin]
+        prompts = list(text_lines(None))
     elif split_name(config.prompt_file)[0] in ROW_FORMATS:
         paths = list_files(str(config.prompt_file), "prompt_file", ROW_FORMATS)
-        prompts = [text_of(row, "prompt") for path in paths for row in read_rows(path)]
+        prompts = [text_of(row, "prompt", flag="") for path in paths for row in read_rows(path)]
     elif config.prompt_file.is_file():
-        prompts = config.prompt_file.read_text("utf-8").splitlines()
+        prompts = list(text_lines(config.prompt_file))
     else:
         raise BadInput(f"prompt_file {config.prompt_file} does not exist")
     if not prompts:

@@ -5,7 +5,6 @@ python recipes/sentiment.py --model.path runs/pretrain/model --data.train_files 
 python recipes/sentiment.py --classify "The plot was hardly clever."  with the model of the run before; - reads lines
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,6 +72,7 @@ from hfkit.classification import (
 from hfkit.data.batches import plan_steps
 from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
 from hfkit.data.labels import Labelled, load_labelled
+from hfkit.data.readers import given_texts
 from hfkit.facts import Facts
 from hfkit.files import digest_of
 from hfkit.launch import launch
@@ -165,8 +165,7 @@ def describe(config: SentimentConfig, data: Labelled, tokenizer: PreTrainedToken
 def classify(config: SentimentConfig) -> None:
     """Print one JSON line for each text: text, prediction, scores."""
     model = config.model.path or config.output_dir / "model"
-    texts = [line.rstrip("\n") for line in sys.stdin] if config.classify == "-" else [str(config.classify)]
-    for row in classify_texts(model, texts, config.model.revision):
+    for row in classify_texts(model, given_texts(str(config.classify), "classify"), config.model.revision):
         print(json.dumps(row, ensure_ascii=False))
 
 

@@ -161,12 +161,6 @@ CASES = [
     Case("a mean of one", {"train.average_checkpoints": 1}, ("train.average_checkpoints 1 is no mean",)),
     Case("negative mean", {"train.average_checkpoints": -1}, ("train.average_checkpoints -1",)),
     Case("negative z-loss", {"optim.z_loss": -1e-4}, ("optim.z_loss", "at least 0", "-0.0001")),
-    Case(
-        "cache that cannot be made",
-        {"data.cache_dir": "{}/file/cache"},
-        ("/file/cache", "cannot be written", "--data.cache_dir"),
-        lambda folder: (folder / "file").touch(),
-    ),
     Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: ", "nowhere", "manifest.json")),
     Case("no tokenizer", {"tokenizer.path": "{}"}, ("{}", "tokenizer")),
     Case("no model", {"model.path": "{}", "tokenizer.path": "{}"}, ("{}",)),
@@ -260,6 +254,29 @@ def test_generation_without_model_or_prompt(server: Server, finished: Path, tmp_
     assert_refused(server.run("generate", {"prompt": "a"}, tmp_path / "a"), "--model.path")
     empty = {"model.path": str(finished / "model"), "prompt": ""}
     assert_refused(server.run("generate", empty, tmp_path / "b"), "is empty; give")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": "caf\udce9"}, ("prompt 1: character 4 is half a surrogate pair", "not UTF-8")),
+        ({"prompt_file": "{}/latin.txt"}, ("latin.txt:3: byte 3 is not UTF-8",)),
+        ({"prompt_file": "{}/rows.jsonl"}, ("rows.jsonl:1: no column 'prompt'; the columns are text.",)),
+        ({"prompt": "a", "output_file": "{}/latin.txt/a.jsonl"}, ("output_file", "the folder cannot be made")),
+        ({"prompt": "a", "output_file": "{}"}, ("output_file", "is a folder")),
+        ({"prompt_file": "{}/long.txt", "batch_size": 1, "output_file": "-"}, ("leaves no room", "2048 positions")),
+    ],
+)
+def test_prompts_that_cannot_be_continued(
+    server: Server, finished: Path, tmp_path: Path, change: Words, words: tuple[str, ...]
+) -> None:
+    write_invalid(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "long.txt").write_text("a\n" + "0123456789" * 300 + "\n")
+    given = {key: value.format(tmp_path) if isinstance(value, str) else value for key, value in change.items()}
+    ended = server.run("generate", {"model.path": str(finished / "model"), **given}, tmp_path / "run")
+    assert_refused(ended, *words)
+    assert "Set --" not in ended.stderr
 
 
 def test_more_vocabulary_than_the_corpus_supports_continues_and_says_so(server: Server, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Talking to a model: what it sees of a long conversation, the commands, and the terminal, driven through a pty."""
 
 import fcntl
+import importlib
+import io
 import json
 import os
 import pty
@@ -12,6 +14,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +23,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hfkit.chat import ChatFormat
 from hfkit.dialogue import Dialogue
 from hfkit.model import generation_config
-from hfkit.settings import BadInput, GenerationSettings, TokenizerConfig
+from hfkit.settings import BadInput, GenerationSettings, ModelConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "recipes"))
 TEXT = "the quick brown fox jumps over the lazy dog "
 
 
@@ -134,6 +138,50 @@ def test_json_lines_answer_every_line(folder: Path, tmp_path: Path) -> None:
     ]
     assert rows[1]["error"].startswith("line 2: ") and rows[0]["tokens"] == 5
     assert len(json.loads((tmp_path / "h.jsonl").read_text())["messages"]) == 4
+
+
+def answers(  # type: ignore[no-untyped-def]
+    folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, piped: bytes = b"", **changed: Any
+) -> tuple[str, str]:
+    """Return what the recipe says on standard output and on standard error."""
+    recipe: Any = importlib.import_module("chat")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
+    settings = GenerationSettings(max_new_tokens=3)
+    recipe.main(recipe.ChatConfig(model=ModelConfig(path=str(folder)), generation=settings, **changed))
+    return capsys.readouterr()
+
+
+def test_bytes_that_are_no_text_leave_the_service_running(folder: Path, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    lines = b'{"message": "\\ud83d"}\n{"message": "caf\xe9"}\n{"message": "fox"}\n'
+    said, _ = answers(folder, capsys, monkeypatch, lines, json=True)
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert rows[0]["error"].startswith("line 1: the message: character 1 is half a surrogate pair")
+    assert rows[1]["error"].startswith("line 2: byte 17 is not UTF-8")
+    assert rows[2]["tokens"] == 3
+    said, told = answers(folder, capsys, monkeypatch, b"caf\xe9\nfox\n")
+    assert "byte 4 is not UTF-8" in told and said.endswith("\n")
+
+
+def test_one_message_has_one_line_of_json(folder: Path, capsys, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    assert json.loads(answers(folder, capsys, monkeypatch, message="fox", json=True)[0])["tokens"] == 3
+
+
+def test_files_that_cannot_be_written_are_told_and_the_talk_goes_on(  # type: ignore[no-untyped-def]
+    folder: Path, capsys, monkeypatch, tmp_path: Path
+) -> None:
+    piped = b"/save /dev/null/x.jsonl\n/save notes.txt\nfox\n"
+    said, told = answers(folder, capsys, monkeypatch, piped, history_file=tmp_path / "new" / "h.jsonl")
+    assert "save /dev/null/x.jsonl: the folder cannot be made: " in told
+    assert "save notes.txt: a conversation is a row of JSON; let the name end in .jsonl" in told
+    assert said.endswith("\n") and (tmp_path / "new" / "h.jsonl").exists()
+    with pytest.raises(BadInput, match=r"history_file h.txt: .* end in .jsonl"):
+        answers(folder, capsys, monkeypatch, history_file=Path("h.txt"))
+
+
+def test_more_than_one_answer_is_refused(folder: Path) -> None:
+    recipe: Any = importlib.import_module("chat")
+    with pytest.raises(BadInput, match=r"generation.num_samples: a message has one answer"):
+        recipe.ChatConfig(model=ModelConfig(path=str(folder)), generation=GenerationSettings(num_samples=2))
 
 
 def test_one_message_prints_its_answer_alone(folder: Path) -> None:

@@ -171,6 +171,19 @@ def test_ids_without_a_token_are_never_made(model, tokenizer) -> None:  # type: 
     assert max(ids) < len(tokenizer)
 
 
+def test_a_prompt_has_the_room_that_it_has_alone(model, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    prompts = [[10] * 60, [11, 12], [10] * 55, [13] * 5]  # positions 64
+    alone = [complete(model, tokenizer, [prompt], GREEDY, 0)[0] for prompt in prompts]
+    assert [each.tokens for each in alone] == [4, 12, 9, 12]
+    assert complete(model, tokenizer, prompts, GREEDY, 0) == alone
+
+
+def test_a_stop_string_that_the_prompt_begins_is_none(model, tokenizer) -> None:  # type: ignore[no-untyped-def]
+    (prompt,) = encode_prompts(tokenizer, ["The quick"])
+    free = complete(model, tokenizer, [prompt], GREEDY, 0)[0]
+    assert complete(model, tokenizer, [prompt], replace(GREEDY, stop=["k" + free.text[:1]]), 0)[0] == free
+
+
 def test_a_prompt_that_fills_the_positions_is_bad_input(model, tokenizer) -> None:  # type: ignore[no-untyped-def]
     assert complete(model, tokenizer, [[10] * 60], GREEDY, 0)[0].tokens <= 4  # positions 64
     with pytest.raises(BadInput, match="64 positions"):

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import zstandard
 
 from hfkit.data.documents import Rules, read_documents
-from hfkit.data.readers import Row, read_rows, text_of
+from hfkit.data.readers import Row, given_texts, read_rows, text_lines, text_of
 from hfkit.settings import BadInput
 
 ROWS = [{"text": f"row {number} é 日本", "label": number % 2} for number in range(50)]
@@ -178,6 +179,36 @@ def test_parquet_number_that_is_not_finite_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "label": [1.0, float("nan")]}), path)
     assert problem_of(path) == "a.parquet:2: label: is not a finite number"
+
+
+def test_lines_of_text_end_at_line_feeds_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = "\ufeffone\u2028more\r\n\ntwo".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    for path in (None, write(tmp_path / "a.txt", content), write(tmp_path / "a.txt.gz", content)):
+        assert list(text_lines(path)) == ["one\u2028more", "", "two"]
+    with pytest.raises(BadInput, match=r"b.txt:2: byte 4 is not UTF-8 \(0xe9\)"):
+        list(text_lines(write(tmp_path / "b.txt", b"fine\ncaf\xe9\n")))
+    cut = tmp_path / "c.txt.gz"
+    cut.write_bytes(gzip.compress(content)[:-9])
+    with pytest.raises(BadInput, match=r"c.txt.gz: cannot be read"):
+        list(text_lines(cut))
+
+
+@pytest.mark.parametrize(
+    ("value", "piped", "message"),
+    [
+        ("-", b"", "classify: standard input is empty"),
+        ("-", b"a\n \n", "classify: text 2 is empty"),
+        ("-", b"a\ncaf\xe9\n", r"standard input:2: byte 4 is not UTF-8 \(0xe9\)"),
+        ("caf\udce9", b"", "classify: text 1: character 4 is half a surrogate pair .* or a byte that is not UTF-8"),
+    ],
+)
+def test_texts_that_cannot_be_used_are_one_line(
+    value: str, piped: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(piped)))
+    with pytest.raises(BadInput, match=message):
+        given_texts(value, "classify")
 
 
 def test_text_of_names_what_is_wrong() -> None:

@@ -97,9 +97,49 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as raw:
         # pyarrow notices a cut stream in both formats; the zstandard package ends silently there.
         source = pyarrow.input_stream(raw, compression=compression) if compression else raw
-        lines = io.BufferedReader(source, 1 << 20) if compression else raw
-        for number, line in enumerate(lines, 1):
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        yield from _numbered(io.BufferedReader(source, 1 << 20) if compression else raw)
+
+
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield lines with their numbers, the first one without a byte order mark."""
+    for number, line in enumerate(lines, 1):
+        yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+
+
+def text_lines(path: Path | None) -> Iterator[str]:
+    """Yield the lines of a text file, or of standard input where it is None, cut at line feeds and without them.
+
+    Raises:
+        BadInput: for what cannot be read or is not UTF-8, with its place.
+    """
+    name = "standard input" if path is None else str(path)
+    try:
+        for number, line in _numbered(sys.stdin.buffer) if path is None else read_lines(path):
+            try:
+                yield decode(line.rstrip(b"\r\n"))
+            except BadInput as problem:
+                raise BadInput(f"{name}:{number}: {problem}") from None
+    except OSError as error:
+        raise BadInput(f"{name}: cannot be read: {reason(error)}") from None
+
+
+def given_texts(value: str, name: str) -> list[str]:
+    """Return the text that a flag gives, or, where that is ``-``, the lines of standard input.
+
+    Args:
+        name: What a complaint calls the flag.
+
+    Raises:
+        BadInput: if there is none, or one is blank or not UTF-8.
+    """
+    texts = list(text_lines(None)) if value == "-" else [value]
+    if not texts:
+        raise BadInput(f"{name}: standard input is empty")
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise BadInput(f"{name}: text {number} is empty")
+        check_text(text, f"{name}: text {number}")
+    return texts
 
 
 def decode(line: bytes) -> str:
@@ -123,26 +163,33 @@ def report(problem: str, on_bad: OnBad) -> None:
     on_bad(problem)
 
 
+def check_text(text: str, where: str) -> None:
+    """Raise BadInput for text that UTF-8 cannot hold: half a surrogate pair, such as a wrong byte of a command line."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        byte = ", or a byte that is not UTF-8" if "\udc80" <= half <= "\udcff" else ""
+        raise BadInput(f"{where}: character {error.start + 1} is half a surrogate pair ({half!a}){byte}") from None
+
+
 def text_of(row: Row, column: str, flag: str = "data.text_column") -> str:
     """Return the string in a row's column.
 
     Args:
-        flag: The setting that names the column, for the message.
+        flag: The setting that names the column, for the message; empty where none does.
 
     Raises:
         BadInput: if there is no such column (the message names those there are), or it holds no valid string.
     """
     if column not in row.values:
-        raise BadInput(f"{row.where}: no column {column!r}; the columns are {', '.join(row.values)}. Set --{flag}.")
+        advice = f" Set --{flag}." if flag else ""
+        raise BadInput(f"{row.where}: no column {column!r}; the columns are {', '.join(row.values)}.{advice}")
     value = row.values[column]
     if not isinstance(value, str):
         kind = "null" if value is None else f"{type(value).__name__} {value!r:.40}"
         raise BadInput(f"{row.where}: {column}: is {kind}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"character {error.start + 1} is half a surrogate pair ({value[error.start]!a})"
-        raise BadInput(f"{row.where}: {column}: {half}") from None
+    check_text(value, f"{row.where}: {column}")
     return value
 
 
