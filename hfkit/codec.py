@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkit.data.pair_batches import EncodedPairs
 from hfkit.data.pairs import Pair
-from hfkit.tokenizer import special_around
+from hfkit.tokenizer import encode_texts, special_around
 
 TARGET_FOLDER = "target_tokenizer"  # inside a model's folder, where each language has a vocabulary of its own
 
@@ -59,32 +59,37 @@ class Codec:
         """Return what the model reads for each text, just as a plain tokenizer call gives it, and the share cut."""
         if self.kind == "causal":
             return self._encode_prompts(texts)
-        full = self.tokenizer([self.prefix + text for text in texts], verbose=False)["input_ids"]
+        full = self._read([self.prefix + text for text in texts])
         end = len(special_around(self.tokenizer)[1])
         cut = [ids[: self.length - end] + ids[len(ids) - end :] if len(ids) > self.length else ids for ids in full]
         return cut, _share_over(self.length, full)
 
     def _encode_prompts(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
-        alone = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        alone = encode_texts(self.tokenizer, texts)
         kept = [
             text if len(ids) <= self.length else str(self.tokenizer.decode(ids[: self.length]))
             for text, ids in zip(texts, alone, strict=True)
         ]
         prompts = [self.prompt.replace("{source}", text) for text in kept]
-        return self.tokenizer(prompts, verbose=False)["input_ids"], _share_over(self.length, alone)
+        return self._read(prompts), _share_over(self.length, alone)
+
+    def _read(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the tokens of whole inputs; special tokens spelled out are characters, unless the frame spells one."""
+        framed = any(token in self.prefix + self.prompt for token in self.tokenizer.all_special_tokens)
+        return self.tokenizer(list(texts), split_special_tokens=not framed, verbose=False)["input_ids"]
 
     def encode_targets(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
         """Return the tokens to predict for each text, the last one EOS, and the share cut.
 
-        A target that is cut has no EOS, so that nobody learns to stop in mid-sentence.
+        A target that is cut has no EOS, so that nobody learns to stop in mid-sentence. Special tokens spelled out in it
+        are its characters.
         """
         if self.kind == "causal":
-            plain = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-            full = [[*ids, self.tokenizer.eos_token_id] for ids in plain]
+            full = [[*ids, self.tokenizer.eos_token_id] for ids in encode_texts(self.tokenizer, texts)]
         elif self.target_tokenizer is not None:
-            full = self.target_tokenizer(list(texts), verbose=False)["input_ids"]
+            full = self.target_tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]
         else:
-            full = self.tokenizer(text_target=list(texts), verbose=False)["input_ids"]
+            full = self.tokenizer(text_target=list(texts), split_special_tokens=True, verbose=False)["input_ids"]
         return [ids[: self.length] for ids in full], _share_over(self.length, full)
 
 

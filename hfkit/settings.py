@@ -264,6 +264,8 @@ class ChatDataConfig(RowsConfig):
         check_bounds("data.", self, sequence_length="[2, inf)")
         if self.chat_template is not None and not self.chat_template.is_file():
             raise BadInput(f"data.chat_template {self.chat_template} does not exist")
+        if self.test_files is not None or self.test_split is not None:
+            raise BadInput("data.test_files and test_split: what is scored are the validation data; leave them out")
 
 
 @dataclass
@@ -628,8 +630,10 @@ class ClassifierConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bounds("model.", self, head_learning_rate="(0, inf)", label_smoothing="[0, 1)")
-        if isinstance(self.class_weights, dict) and min(self.class_weights.values(), default=0) <= 0:
-            raise BadInput(f"model.class_weights: every weight must be above 0, not {self.class_weights}")
+        if isinstance(self.class_weights, dict):
+            self.class_weights = {str(name): weight for name, weight in self.class_weights.items()}  # YAML's 0 is "0"
+            if min(self.class_weights.values(), default=0) <= 0:
+                raise BadInput(f"model.class_weights: every weight must be above 0, not {self.class_weights}")
 
 
 @dataclass
@@ -686,12 +690,12 @@ class TranslationModelConfig(ModelConfig):
 
 @dataclass
 class DecodingConfig:
-    """How translations are searched for."""
+    """How translations are searched for. With translate, null is what the model was saved with."""
 
-    num_beams: int = 5
-    """Hypotheses kept at each position; 1 is greedy."""
-    length_penalty: float = 1.0
-    """Scores are divided by length to this power; above 0 favours longer translations."""
+    num_beams: int | None = None
+    """Hypotheses kept at each position; 1 is greedy; null is 5."""
+    length_penalty: float | None = None
+    """Scores are divided by length to this power; above 0 favours longer translations; null is 1."""
     max_new_tokens: int | None = None
     """Tokens of a translation at most; null is data.sequence_length."""
     batch_size: int = 64

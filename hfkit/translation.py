@@ -186,14 +186,29 @@ def _load_seq2seq(config: TranslationModelConfig) -> PreTrainedModel:
     )
 
 
-def set_decoding(model: PreTrainedModel, codec: Codec, decoding: DecodingConfig) -> None:
-    """Write the search into the model's generation settings, so that plain ``generate`` translates as we do."""
-    own = model.generation_config
-    own.num_beams, own.do_sample, own.early_stopping = decoding.num_beams, False, decoding.num_beams > 1
-    own.length_penalty = decoding.length_penalty if decoding.num_beams > 1 else 1.0
-    own.max_new_tokens, own.max_length = decoding.max_new_tokens or codec.length, None
+def set_decoding(
+    model: PreTrainedModel, codec: Codec, decoding: DecodingConfig, saved: bool = False
+) -> dict[str, int | float]:
+    """Write the search into the model's generation settings, so that plain ``generate`` translates as we do.
+
+    Args:
+        saved: What ``decoding`` leaves open stays as the model was saved with it.
+
+    Returns:
+        num_beams, length_penalty and max_new_tokens, as they are now.
+    """
+    own: Any = model.generation_config
+    default = DecodingConfig(num_beams=5, length_penalty=1.0, max_new_tokens=codec.length)
+    known: dict[str, Any] = {}
+    for name in ("num_beams", "length_penalty", "max_new_tokens"):
+        values = [getattr(each, name) for each in ([decoding, own, default] if saved else [decoding, default])]
+        known[name] = next(value for value in values if value is not None)
+    own.num_beams, own.do_sample, own.early_stopping = known["num_beams"], False, known["num_beams"] > 1
+    own.length_penalty = known["length_penalty"] if known["num_beams"] > 1 else 1.0
+    own.max_new_tokens, own.max_length = known["max_new_tokens"], None
     own.pad_token_id = codec.writer.pad_token_id
     own.eos_token_id = codec.writer.eos_token_id if own.eos_token_id is None else own.eos_token_id
+    return known
 
 
 class TranslationLoss(TokenLoss):

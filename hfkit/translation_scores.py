@@ -25,11 +25,14 @@ def score_held_out_pairs(accelerator: Accelerator, module: nn.Module, pairs: Enc
 
 
 def score_translations(pairs: Sequence[Pair], found: Sequence[Translation], language: str) -> dict[str, Any]:
-    """Return BLEU and chrF against the raw references, and the shares that equal them and that ended by themselves."""
+    """Return BLEU and chrF against the raw references, and the shares that equal them and that ended by themselves.
+
+    Spaces around a reference make no difference to a share: translations never have any.
+    """
     texts = [translation.text for translation in found]
     return {
         **score_translation(texts, [pair.target for pair in pairs], language),
-        "exact_match": sum(text == pair.target for text, pair in zip(texts, pairs, strict=True)) / len(pairs),
+        "exact_match": sum(text == pair.target.strip() for text, pair in zip(texts, pairs, strict=True)) / len(pairs),
         "ended_share": sum(translation.ended for translation in found) / len(pairs),
     }
 

@@ -48,7 +48,9 @@ class TranslationConfig(RunConfig):
 
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
-    config = parse_config_or_builtin(TranslationConfig, BUILTIN)
+    config = parse_config_or_builtin(
+        TranslationConfig, BUILTIN, lacks=lambda config: config.data.is_builtin and config.translate is None
+    )
 
 from dataclasses import asdict
 from typing import Any
@@ -58,6 +60,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkit.data.pair_batches import pair_batches, plan_pairs
 from hfkit.data.pairs import Pairs, load_pairs
+from hfkit.data.readers import given_texts
 from hfkit.decoding import open_translator, translate
 from hfkit.facts import Facts
 from hfkit.files import digest_of
@@ -86,7 +89,7 @@ def main(config: TranslationConfig) -> None:
 
     model = build_translation_model(config.model, tokenizer, config.seed, target_tokenizer)
     codec = build_codec(config.model, config.data, tokenizer, model, target_tokenizer)
-    set_decoding(model, codec, config.decoding)
+    decoding = set_decoding(model, codec, config.decoding)
     encoded, cut = codec.encode_splits(data.splits)
     tell(run, data, cut, config.data.sequence_length)
 
@@ -107,7 +110,7 @@ def main(config: TranslationConfig) -> None:
 
     run.train(pair_batches(encoded["train"], batches, plan.split), validate)
     run.choose_result(validate)
-    extra = {"removed": data.removed, "cut_share": cut, "decoding": asdict(config.decoding)}
+    extra = {"removed": data.removed, "cut_share": cut, "decoding": asdict(config.decoding) | decoding}
     run.finish(test, extra=extra, loader=LOADERS[config.model.kind])
 
 
@@ -141,13 +144,13 @@ def describe(
 
 def translate_texts(config: TranslationConfig) -> None:
     """Print the translation of each text, one a line."""
-    texts = [line.rstrip("\n") for line in sys.stdin] if config.translate == "-" else [str(config.translate)]
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            raise BadInput(f"translate: text {number} is empty")
+    texts = given_texts(str(config.translate), "translate")
     folder = resolve_model(config.model.path or config.output_dir / "model", config.model.revision)
     model, codec = open_translator(folder)
+    set_decoding(model, codec, config.decoding, saved=True)
     accelerator = build_accelerator(config.train)
+    if (cut := codec.encode_sources(texts)[1]) and accelerator.is_main_process:
+        print(f"Note: {cut:.1%} of the texts are over {codec.length} tokens and cut there.", file=sys.stderr)
     found = translate(accelerator, model.to(accelerator.device), codec, texts, config.decoding.batch_size)
     for translation in found if accelerator.is_main_process else []:
         print(translation.text)

@@ -172,6 +172,17 @@ def test_class_weights() -> None:
         compute_class_weights(ClassifierConfig(class_weights={"good": 1.0}), LABELS, NAMES)
 
 
+def test_class_weights_may_name_numbers() -> None:
+    given = ClassifierConfig(class_weights={0: 1.0, 1: 3.0})  # type: ignore[dict-item]  # as YAML reads them
+    assert compute_class_weights(given, [0, 1], ["0", "1"]).tolist() == [1, 3]
+
+
+def test_special_tokens_in_a_text_are_its_characters(tokenizer: PreTrainedTokenizerBase) -> None:
+    text = "one<|pad|> and<|endoftext|>"
+    (row,) = encode_texts(tokenizer, [text], length=99, how="head").rows
+    assert not set(row) & set(tokenizer.all_special_ids) and tokenizer.decode(row) == text
+
+
 def test_head_has_its_own_learning_rate(model: PreTrainedModel) -> None:
     module = ClassificationLoss(model, head_learning_rate=0.5)
     for name in ("adamw", "muon"):

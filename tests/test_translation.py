@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from hfkit.settings import (
 )
 from hfkit.tokenizer import train_tokenizer
 from hfkit.translation import TranslationLoss, build_codec, build_translation_model, choose_tokenizers, set_decoding
+from hfkit.translation_scores import score_translations
 from hfkit.usage import SENTENCE, find_task, usage
 from processes import run_in_processes
 from translators import LLAMA, MARIAN, PAIRS, make_tokenizer, save_pretrained
@@ -215,6 +217,47 @@ def test_a_tokenizer_larger_than_the_model_is_refused(runs: dict[str, Path]) -> 
     larger.add_tokens([f"word{number}" for number in range(100)])
     with pytest.raises(BadInput, match=r"the tokenizer has \d+ tokens and .* only 320: use the model's own tokenizer"):
         build_translation_model(model, larger)
+
+
+def test_what_is_asked_of_the_search_comes_before_what_was_saved(  # type: ignore[no-untyped-def]
+    runs: dict[str, Path], capsys
+) -> None:
+    model, codec = open_translator(runs["seq2seq"] / "model")
+    known = set_decoding(model, codec, DecodingConfig(length_penalty=0.5), saved=True)
+    assert known == {"num_beams": 2, "length_penalty": 0.5, "max_new_tokens": 24}
+    assert set_decoding(model, codec, DecodingConfig()) == {"num_beams": 5, "length_penalty": 1.0, "max_new_tokens": 24}
+    recipe: Any = importlib.import_module("translation")
+    given = {"model": TranslationModelConfig(path=str(runs["seq2seq"] / "model")), "translate": PAIRS[0].source}
+    for decoding, text in ((DecodingConfig(), PAIRS[0].target), (DecodingConfig(max_new_tokens=1), "e")):
+        recipe.translate_texts(recipe.TranslationConfig(decoding=decoding, **given))
+        said = capsys.readouterr()
+        assert said.out.startswith(text) and (said.out.strip() == PAIRS[0].target) == (text == PAIRS[0].target)
+        assert "cut there" not in said.err
+    recipe.translate_texts(recipe.TranslationConfig(**given | {"translate": PAIRS[0].source * 9}))
+    assert "Note: 100.0% of the texts are over 24 tokens and cut there." in capsys.readouterr().err
+
+
+def test_a_text_to_translate_is_searched_for_without_the_built_in_settings() -> None:
+    words = [sys.executable, "recipes/translation.py", "--translate", "one", "--print_config"]
+    said = subprocess.run(words, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    assert "num_beams: null" in said.stdout
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_special_tokens_in_a_text_are_its_characters(kind: str) -> None:
+    _, codec = build(kind)
+    text, special = "a<|endoftext|><|pad|> b", codec.tokenizer.all_special_ids
+    source, target = codec.encode_sources([text])[0][0], codec.encode_targets([text])[0][0]
+    assert sum(token in special for token in source) == (kind == "seq2seq")  # its end
+    assert [token for token in target if token in special] == [codec.tokenizer.eos_token_id]
+    assert codec.tokenizer.decode(source, skip_special_tokens=True).strip() == text
+    framed = replace(codec, **({"prompt": "<|user|>{source}"} if kind == "causal" else {"prefix": "<|user|>"}))
+    assert framed.encode_sources(["a"])[0][0][0] == codec.tokenizer.convert_tokens_to_ids("<|user|>")  # it is meant
+
+
+def test_spaces_around_a_reference_are_no_mistake() -> None:
+    scores = score_translations([Pair("yes", "ja "), Pair("no", "nein")], [Translation("ja", True)] * 2, "de")
+    assert scores["exact_match"] == 0.5
 
 
 def test_damaged_weights_are_one_line(runs: dict[str, Path], tmp_path: Path) -> None:

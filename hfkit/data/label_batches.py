@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkit.data.batches import Batch, Plan, Reader, Step
 from hfkit.data.order import EMPTY, shuffle
+from hfkit.tokenizer import encode_texts as tokenize
 from hfkit.tokenizer import special_around
 
 
@@ -27,7 +28,7 @@ class Encoded:
 
 
 def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, how: str) -> Encoded:
-    """Tokenize texts as plain ``tokenizer(text)`` does, and cut the long ones.
+    """Tokenize texts as plain ``tokenizer(text)`` does, but for special tokens spelled out, and cut the long ones.
 
     Args:
         length: Tokens of a row at most, special tokens included.
@@ -36,7 +37,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengt
     before, after = special_around(tokenizer)
     room = length - len(before) - len(after)
     rows, owner, long = [], [], 0
-    for number, ids in enumerate(tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]):
+    for number, ids in enumerate(tokenize(tokenizer, texts)):
         long += len(ids) > room
         pieces = cut_ids(ids, room, how)
         rows += [before + piece + after for piece in pieces]
