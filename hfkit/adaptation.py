@@ -42,11 +42,12 @@ def adapt_model(config: Any, texts: Sequence[str]) -> tuple[str, dict[str, Any]]
     write_atomic(folder / "texts.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
     length = config.data.sequence_length
     text = DataConfig(train_files=str(folder / "texts.jsonl"), sequence_length=length, cache_dir=config.data.cache_dir)
+    warm = config.optim.warmup_steps or 0  # chosen for the longer run that follows; one that fits holds for both
     own = RunConfig(
         data=text,
         tokenizer=config.tokenizer,
         model=config.model,
-        optim=config.optim,
+        optim=replace(config.optim, warmup_steps=None) if warm > config.adapt else config.optim,
         train=replace(config.train, max_steps=config.adapt, epochs=None, batch_stages=[], eval_every=0, save_every=0),
         output_dir=folder,
         resume="never" if config.resume == "never" else "auto",

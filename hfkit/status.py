@@ -5,7 +5,6 @@ by the process that holds the folder's lock and by no other.
 """
 
 import fcntl
-import json
 import os
 import socket
 import sys
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfkit.files import finite, read_json, write_json
+from hfkit.files import format_json, read_json, write_json
 from hfkit.settings import BadInput
 
 DONE, FAILED, BAD_INPUT, DIVERGED, PUSH_FAILED, PREEMPTED = 0, 1, 2, 3, 4, 75
@@ -27,6 +26,7 @@ STATES = {
     PREEMPTED: "preempted",
 }
 HEARTBEAT = 15.0  # seconds
+ROWS = 20  # of a table that the console shows
 
 
 def is_main_process() -> bool:
@@ -109,5 +109,10 @@ def read_status(output_dir: Path) -> dict[str, Any]:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """Return a result as indented JSON for the console."""
-    return json.dumps(finite(result), indent=2, ensure_ascii=False, allow_nan=False)
+    """Return a result as indented JSON for the console; of a table over many classes, only how long it is."""
+    return format_json({name: f"{len(value)} rows" if _is_long(value) else value for name, value in result.items()})
+
+
+def _is_long(value: Any) -> bool:
+    rows = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return len(rows) > ROWS and all(isinstance(row, dict | list) for row in rows)

@@ -153,6 +153,24 @@ def test_builtin_conversations_are_held_out_by_content_and_long_ones_cut_after_a
         load_conversations(ChatDataConfig(sequence_length=3), chat, texts)
 
 
+def test_what_is_named_is_what_is_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n')
+    only = ChatDataConfig(validation_files=str(tmp_path / "v.jsonl"))
+    with pytest.raises(BadInput, match=r"nothing to train on: give --data.train_files"):
+        load_texts(only, read_conversations, builtin_conversations)
+    with pytest.raises(BadInput, match=r"data.test_files and test_split: .* leave them out"):
+        ChatDataConfig(train_files="t.jsonl", test_files="t.jsonl")
+    few = load_texts(ChatDataConfig(max_documents=20), read_conversations, builtin_conversations)
+    assert len(few.train) + len(few.validation) == 20
+
+
+def test_a_template_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "t.jinja").write_bytes(b"caf\xe9")
+    config = ChatDataConfig(chat_template=tmp_path / "t.jinja")
+    with pytest.raises(BadInput, match=r"data.chat_template .*t.jinja: byte 4 is not UTF-8"):
+        chat_tokenizer(config, ModelConfig(), TokenizerConfig(vocab_size=300), ["a"])
+
+
 def test_the_tokenizer_named_comes_before_the_models_and_that_before_a_new_one(tmp_path: Path) -> None:
     for name, size in (("named", 300), ("models", 320)):
         train_tokenizer(["a b c d " * 40], TokenizerConfig(vocab_size=size)).save_pretrained(tmp_path / name)

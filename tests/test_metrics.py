@@ -15,9 +15,10 @@ import sacrebleu
 from sklearn import metrics as sklearn_metrics
 
 from hfkit import metrics
-from hfkit.files import write_json
+from hfkit.files import format_json
 from hfkit.metrics import score_classification, score_language_model, score_translation, write_lines, write_predictions
 from hfkit.settings import BadInput
+from hfkit.status import as_text
 
 GERMAN = [
     "Ein Mann mit einem orangefarbenen Hut starrt auf etwas.",
@@ -60,12 +61,6 @@ def test_language_model_score_by_hand() -> None:
 def test_language_model_score_of_nothing_is_refused() -> None:
     with pytest.raises(BadInput, match="0 targets and 0 bytes"):
         score_language_model(0.0, 0, 0)
-
-
-def test_a_perplexity_beyond_all_numbers_is_null_in_json(tmp_path: Path) -> None:
-    write_json(tmp_path / "result.json", score_language_model(8000.0, 10, 10))
-    text = (tmp_path / "result.json").read_text()
-    assert '"perplexity": null' in text and '"eval_loss": 800.0' in text
 
 
 @pytest.mark.parametrize(("num_classes", "seed"), [(2, 0), (3, 1), (7, 2)])
@@ -206,3 +201,13 @@ def test_predictions_are_json_lines(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == rows
     assert "schön" in lines[0]
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.jsonl"]
+
+
+def test_many_classes_are_a_line_each_in_a_file_and_one_on_the_console() -> None:
+    per_class = {str(number): {"f1": 0.1} for number in range(30)}
+    table = {"accuracy": 0.5, "confusion_matrix": [[0, 1] * 15] * 30, "per_class": per_class}
+    assert format_json(table).count("\n") < 130 and json.loads(format_json(table)) == table
+    shown = {"accuracy": 0.5, "confusion_matrix": "30 rows", "per_class": "30 rows"}
+    assert json.loads(as_text(table)) == shown
+    tricky = {"text": "[ 1,  2 ]", "empty": [], "mixed": [1, "2"], "nested": [[1], {"a": [-1.5, 2e-7]}]}
+    assert json.loads(format_json(tricky)) == tricky

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfkit.data.pair_batches import plan_pairs
-from hfkit.data.pairs import Pair, clean_pairs, plan_batches, read_pairs
+from hfkit.data.pairs import Pair, clean_pairs, load_pairs, plan_batches, read_pairs
 from hfkit.data.readers import Row, read_rows
-from hfkit.settings import BadInput, TrainConfig
+from hfkit.settings import BadInput, PairDataConfig, TrainConfig
 
 MULTI30K = Path(os.environ.get("HFKIT_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "multi30k-en-de"
 
@@ -96,6 +96,11 @@ def test_batches_hold_every_row_once_and_keep_the_budget(
     assert all(last <= first for (_, last), (first, _) in pairwise(ranges))
     again = plan_batches(lengths.copy(), budget, seed, epoch)
     assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+
+
+def test_the_built_in_set_is_limited_like_any_other() -> None:
+    data = load_pairs(PairDataConfig(max_documents=5))
+    assert len(data.train) == 5 and len(data.test) > 5
 
 
 def test_batches_waste_little_and_change_with_seed_and_epoch() -> None:

@@ -132,6 +132,12 @@ def test_texts_are_classified_from_the_saved_folder(finished: Ended) -> None:
         classify_texts(finished.output_dir / "elsewhere", ["text"])
 
 
+def test_a_warm_up_longer_than_the_adaptation_is_the_runs(server: Server, settings: Words, tmp_path: Path) -> None:
+    ended = server.run("sentiment", settings | {"optim.warmup_steps": 5}, tmp_path / "run")
+    assert ended.code == 0, ended.stderr
+    assert result_of(ended)["adapted"]["steps"] == 2
+
+
 def test_a_model_without_a_trained_head_classifies_nothing(server: Server, tmp_path: Path) -> None:
     save_causal(tmp_path)
     ended = server.run("sentiment", {"classify": "a thing", "model.path": str(tmp_path)}, tmp_path / "run")
@@ -226,7 +232,7 @@ GOOD: Rows = [("so fine", "good"), ("so sad", "bad"), ("a fine day", "good"), ("
         pytest.param({"model.label_smoothing": 1.0}, ("model.label_smoothing must lie in [0, 1)",), None,
                      id="label smoothing"),
         pytest.param({"optim.z_loss": 1e-4}, ("optim.z_loss", "vocabulary", "leave it out"), None, id="z-loss"),
-        pytest.param({"classify": " "}, ("classify: the text is empty",), None, id="nothing to classify"),
+        pytest.param({"classify": " "}, ("classify: text 1 is empty",), None, id="nothing to classify"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(

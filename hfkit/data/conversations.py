@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
+from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from hfkit.chat import ChatFormat, Encoded, Message, check_messages, cut_to_fit,
 from hfkit.data.batches import Batch, Reader, Split, Step
 from hfkit.data.holdout import content_share, find_border
 from hfkit.data.order import EMPTY, share_of_rank
-from hfkit.data.readers import OnBad, Row, report, text_of
+from hfkit.data.readers import OnBad, Row, decode, report, text_of
 from hfkit.data.shards import IGNORE_INDEX
 from hfkit.data.sources import read_table
 from hfkit.files import digest_of
@@ -142,8 +144,11 @@ def load_texts(
         return None if rows is None else list(read(rows, config, on_bad))
 
     train, validation = items("train"), items("validation")
+    if train is None and not config.is_builtin:
+        raise BadInput("there is nothing to train on: give --data.train_files or --data.dataset")
     if train is None:
-        rows = (Row(values, f"built-in:{number}") for number, values in enumerate(builtin(), 1))
+        values = islice(builtin(), config.max_documents)
+        rows = (Row(row, f"built-in:{number}") for number, row in enumerate(values, 1))
         train = list(read(rows, config, on_bad))
     if validation is None and config.validation_share > 0:
         shares = [content_share(repr(item[:-1])) for item in train]
@@ -164,8 +169,15 @@ def chat_tokenizer(
     """
     named = own if own.path else model
     tokenizer = load_tokenizer(named.path, named.revision) if named.path else train_tokenizer(texts, own)
-    set_template(tokenizer, None if config.chat_template is None else config.chat_template.read_text("utf-8"))
+    set_template(tokenizer, None if config.chat_template is None else _read_template(config.chat_template))
     return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return decode(path.read_bytes())
+    except BadInput as problem:
+        raise BadInput(f"data.chat_template {path}: {problem}") from None
 
 
 def load_conversations(config: ChatDataConfig, chat: ChatFormat, texts: Texts[Conversation]) -> ChatData:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -97,7 +98,9 @@ def _read_split(config: PairDataConfig, split: Split, on_bad: OnBad) -> list[Pai
     if config.is_builtin:
         if config.source_key != "en":
             raise BadInput(f"the built-in translation set goes from en, not from {config.source_key!r}")
-        values = builtin_translation(config.target_key)[split]
+        values = islice(
+            builtin_translation(config.target_key)[split], config.max_documents if split == "train" else None
+        )
         rows = [Row(dict(row), f"built-in {split}:{number}") for number, row in enumerate(values, 1)]
     else:
         rows = read_table(config, split, on_bad)
