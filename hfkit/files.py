@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -44,13 +45,27 @@ def make_parent(path: Path, name: str) -> None:
         raise BadInput(f"{name} {path} is a folder; give the name of a file")
 
 
+def finite(value: Any) -> Any:
+    """Return ``value`` with every NaN and infinity, which JSON lacks, replaced by None.
+
+    Example:
+        >>> finite({"loss": float("nan"), "step": 3})
+        {'loss': None, 'step': 3}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` as indented JSON, atomically; a number that is not finite becomes null."""
     write_atomic(path, format_json(value) + "\n")
 
 
 def format_json(value: Any) -> str:
-    """Return ``value`` as indented JSON with each list of numbers on one line.
+    """Return ``value`` as indented JSON with each list of numbers on one line; one that is not finite becomes null.
 
     Example:
         >>> print(format_json({"rows": [[1, 2], [3, 4]]}))
@@ -61,7 +76,7 @@ def format_json(value: Any) -> str:
           ]
         }
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False)
     # Texts have no line feed of their own there, so that the first one of a match is the list's.
     return re.sub(r"\[\n[-+.eE\d,\s]+\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
 
@@ -97,7 +112,7 @@ def digest_of(value: Any) -> str:
         >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
         True
     """
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(finite(value), sort_keys=True, default=str).encode()).hexdigest()
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

@@ -6,7 +6,6 @@ one leave the same file but for its times.
 """
 
 import json
-import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from hfkit.files import write_atomic
+from hfkit.files import finite, write_atomic
 from hfkit.masking import mask_secrets
 from hfkit.settings import TrackingConfig
 
@@ -45,20 +44,6 @@ PEAK_FLOPS = (
     (r"\bMI300X\b", 1307e12),
     (r"\bMI250X\b", 383e12),
 )
-
-
-def finite(value: Any) -> Any:
-    """Return ``value`` with every NaN and infinity, which JSON lacks, replaced by None.
-
-    Example:
-        >>> finite({"loss": float("nan"), "step": 3})
-        {'loss': None, 'step': 3}
-    """
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

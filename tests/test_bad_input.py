@@ -161,6 +161,12 @@ CASES = [
     Case("a mean of one", {"train.average_checkpoints": 1}, ("train.average_checkpoints 1 is no mean",)),
     Case("negative mean", {"train.average_checkpoints": -1}, ("train.average_checkpoints -1",)),
     Case("negative z-loss", {"optim.z_loss": -1e-4}, ("optim.z_loss", "at least 0", "-0.0001")),
+    Case(
+        "cache that cannot be made",
+        {"data.cache_dir": "{}/file/cache"},
+        ("/file/cache", "cannot be written", "--data.cache_dir"),
+        lambda folder: (folder / "file").touch(),
+    ),
     Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: ", "nowhere", "manifest.json")),
     Case("no tokenizer", {"tokenizer.path": "{}"}, ("{}", "tokenizer")),
     Case("no model", {"model.path": "{}", "tokenizer.path": "{}"}, ("{}",)),

@@ -15,7 +15,7 @@ import sacrebleu
 from sklearn import metrics as sklearn_metrics
 
 from hfkit import metrics
-from hfkit.files import format_json
+from hfkit.files import format_json, write_json
 from hfkit.metrics import score_classification, score_language_model, score_translation, write_lines, write_predictions
 from hfkit.settings import BadInput
 from hfkit.status import as_text
@@ -61,6 +61,12 @@ def test_language_model_score_by_hand() -> None:
 def test_language_model_score_of_nothing_is_refused() -> None:
     with pytest.raises(BadInput, match="0 targets and 0 bytes"):
         score_language_model(0.0, 0, 0)
+
+
+def test_a_perplexity_beyond_all_numbers_is_null_in_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "result.json", score_language_model(8000.0, 10, 10))
+    text = (tmp_path / "result.json").read_text()
+    assert '"perplexity": null' in text and '"eval_loss": 800.0' in text
 
 
 @pytest.mark.parametrize(("num_classes", "seed"), [(2, 0), (3, 1), (7, 2)])

@@ -184,3 +184,9 @@ def test_a_full_disk_is_bad_input(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no room left on the disk of .*: free some, or set --data.cache_dir"):
         build_once(tmp_path / "key", full)
     assert left_behind(tmp_path) == [".key.error"]
+
+
+def test_a_place_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"file/cache cannot be written \(Not a directory\): set --data\.cache_dir"):
+        build_once(tmp_path / "file" / "cache" / "text", lambda folder: None)

@@ -22,6 +22,7 @@ import pyarrow.parquet
 import pytest
 
 import hfkit.data.prepare as prepare
+from hfkit.data import texts
 from hfkit.data.account import EXCERPT
 from hfkit.data.prepare import prepare_data
 from hfkit.data.shards import TokenStream
@@ -231,13 +232,31 @@ def test_a_streamed_dataset_is_written_as_it_comes(tmp_path: Path) -> None:
 
 
 def test_hooks_change_and_drop_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_rules.py").write_text("def shout(text):\n    return None if 'bake' in text else text.upper()\n")
+    (tmp_path / "my_shouts.py").write_text("def shout(text):\n    return None if 'bake' in text else text.upper()\n")
     monkeypatch.chdir(tmp_path)
-    data = prepare_data(small(tmp_path, hooks=["my_rules.shout"], validation_share=0), SMALL)
+    data = prepare_data(small(tmp_path, hooks=["my_shouts.shout"], validation_share=0), SMALL)
     kept = kept_texts(tmp_path / "cache")
-    dropped = data.audit["removed"]["my_rules.shout"]
+    dropped = data.audit["removed"]["my_shouts.shout"]
     assert kept and dropped and all(text == text.upper() for text in kept)
-    assert data.audit["changed"] == {"my_rules.shout": len(kept)} and len(kept) + dropped == 40
+    assert data.audit["changed"] == {"my_shouts.shout": len(kept)} and len(kept) + dropped == 40
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return 1 / 0", "fails on {}:1: ZeroDivisionError: division by zero"),
+        ("return 7", "returns 7 for {}:1, not text"),
+    ],
+)
+def test_a_hook_that_fails_is_named_with_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str
+) -> None:
+    module = f"rules_{body.split()[-1]}"
+    (tmp_path / f"{module}.py").write_text(f"def bad(text):\n    {body}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as caught:
+        prepare_data(small(tmp_path, hooks=[f"{module}.bad"], validation_share=0), SMALL)
+    assert str(caught.value).startswith(f"data.hooks: {module}.bad {said.format(tmp_path / 'corpus.jsonl')}")
 
 
 # What is reused
@@ -449,3 +468,14 @@ def test_equal_documents_are_held_out_together(tmp_path: Path) -> None:
     config = DataConfig(train_files=str(tmp_path / "same.txt"), document="paragraph", cache_dir=tmp_path / "cache")
     with pytest.raises(BadInput, match=r"8 documents \(all are held out for validation\)"):
         prepare_data(config, SMALL)
+
+
+def test_a_document_over_the_files_limit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test allocates two gigabytes, so that pyarrow's answer is put in its mouth."""
+
+    def refuse_table(*_: Any, **__: Any) -> None:
+        raise pyarrow.ArrowCapacityError("array cannot contain more than 2147483646 bytes")
+
+    monkeypatch.setattr(texts.pyarrow, "table", refuse_table)
+    with pytest.raises(BadInput, match=r"corpus\.jsonl:\d+: is over 2 GiB.*data\.document"):
+        prepare_data(small(tmp_path), SMALL)

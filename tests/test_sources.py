@@ -81,6 +81,23 @@ def test_files_come_once_in_the_order_given_and_sorted_within(tmp_path: Path) ->
     assert found([f"{root}/z.txt", f"{root}/*.txt", f"{root}/README.md"]) == ["z.txt", "b.txt", "README.md"]
 
 
+def test_links_to_folders_are_followed_and_end(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "far.txt", "x")
+    write(tmp_path / "data" / "real" / "near.txt", "x")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data" / "real")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    found = list_files(str(tmp_path / "data"), "data.train_files")
+    assert [str(path.relative_to(tmp_path / "data")) for path in found] == ["link/far.txt", "real/near.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such name")
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.txt")).write_text("x")
+    said = problem_of(train_files=str(tmp_path))
+    assert said == f"data.train_files: the name '{tmp_path}/caf\\udce9.txt' is not UTF-8; rename it"
+
+
 def test_path_with_glob_characters_is_taken_as_it_is(tmp_path: Path) -> None:
     path = write(tmp_path / "book [1].txt", "x")
     assert list_files(str(path), "data.train_files") == [path]

@@ -35,6 +35,21 @@ def identify_hooks(names: list[str]) -> list[list[str]]:
     return [[name, digest(Path(file)) if file else ""] for name, file in zip(names, files, strict=True)]
 
 
+def call_hook(name: str, hook: Hook, text: str, where: str) -> str | None:
+    """Return what a hook makes of a document's text.
+
+    Raises:
+        BadInput: naming hook and document, if the hook fails or returns anything but text or None.
+    """
+    try:
+        changed = hook(text)
+    except Exception as error:  # the user's function may fail in any way
+        raise BadInput(f"data.hooks: {name} fails on {where}: {type(error).__name__}: {error}") from error
+    if changed is not None and not isinstance(changed, str):
+        raise BadInput(f"data.hooks: {name} returns {changed!r:.40} for {where}, not text, or None to drop it")
+    return changed
+
+
 def _load_hook(name: str) -> Hook:
     if "." not in name:
         raise BadInput(f"data.hooks: {name!r} is not a dotted name such as my_rules.drop_short")

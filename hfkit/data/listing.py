@@ -1,7 +1,9 @@
 """Which files a setting names, and what their contents are, remembered so that an unchanged file is hashed once."""
 
 import glob
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from hfkit.data.documents import TEXT_FORMATS
@@ -19,13 +21,13 @@ def list_files(files: Files, what: str, formats: tuple[str, ...] = FORMATS) -> l
     """Return the files that paths, globs (with ``**``) and folders name: each once, in the order given, sorted within.
 
     Args:
-        files: One or several; globs and folders (with the folders inside) take the files of accepted formats, and
-            leave out what begins with a dot.
+        files: One or several; globs and folders (with the folders inside, and those that links there lead to) take the
+            files of accepted formats, and leave out what begins with a dot.
         what: The setting that they come from, such as ``data.train_files``, for messages.
         formats: The file endings that are accepted, before .gz or .zst.
 
     Raises:
-        BadInput: for a path that is missing or of another format, and where nothing is named or all of it is empty.
+        BadInput: for a path that is missing, of another format or no UTF-8, and where nothing is named or all is empty.
     """
     entries = [files] if isinstance(files, str) else list(files or [])
     if not entries:
@@ -33,6 +35,8 @@ def list_files(files: Files, what: str, formats: tuple[str, ...] = FORMATS) -> l
     found: dict[Path, None] = {}
     for entry in entries:
         paths = _expand(entry, what, formats)
+        if odd := [str(path) for path in paths if os.fsencode(path).decode(errors="replace") != str(path)]:
+            raise BadInput(f"{what}: the name {odd[0]!a} is not UTF-8; rename it")
         if not any(path.stat().st_size for path in paths):
             raise BadInput(
                 f"{what}: {entry} is empty" if len(paths) == 1 else f"{what}: all files of {entry} are empty"
@@ -49,7 +53,7 @@ def _expand(entry: str, what: str, formats: tuple[str, ...]) -> list[Path]:
         if any((path / name).exists() for name in SAVED_DATASET):
             raise BadInput(f"{what}: {entry} is a saved dataset; give it as data.dataset")
         unnamed = tuple(ending for ending in formats if ending not in NAMED_ONLY)
-        shown = (file for file in path.rglob("*") if not _is_hidden(file.relative_to(path)))
+        shown = (file for file in _files_below(path) if not _is_hidden(file.relative_to(path)))
         if not (paths := _readable(shown, unnamed)):
             raise BadInput(f"{what}: the folder {entry} holds no text {accepted}")
         return paths
@@ -62,6 +66,21 @@ def _expand(entry: str, what: str, formats: tuple[str, ...]) -> list[Path]:
     if not (paths := _readable(map(Path, glob.glob(str(path), recursive=True)), formats)):
         raise BadInput(f"{what}: {entry} matches no file that can be read {accepted}")
     return paths
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and all folders inside, then of those that links lead to: each folder once."""
+    seen: set[str] = set()
+    waiting = [str(folder)]
+    while waiting:
+        for root, folders, names in os.walk(waiting.pop(0)):
+            real = os.path.realpath(root)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            yield from (Path(root, name) for name in names)
+            waiting += sorted(path for name in folders if os.path.islink(path := os.path.join(root, name)))
 
 
 def _readable(paths: Iterable[Path], formats: tuple[str, ...]) -> list[Path]:
@@ -92,6 +111,7 @@ def content_digests(paths: list[Path], memory: Path | None = None) -> list[str]:
                 raise BadInput(f"{path}: cannot be read: {reason(error)}") from None
         digests.append(known[name][-1])
     if memory and known != before:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known)
+        with suppress(OSError):  # they are hashed again then; whoever has to write there says what is wrong
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_json(memory, known)
     return digests

@@ -23,6 +23,7 @@ from hfkit.settings import BadInput
 
 SILENCE = 60.0  # seconds without a heartbeat after which a holder counts as dead
 HEARTBEAT = 5.0  # seconds
+GUARD = ".guard"  # locked while the lock files beside it are judged
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,11 +36,16 @@ def build_once(target: Path, build: Callable[[Path], None], ready: Callable[[Pat
         ready: Whether an existing target can be used as it is; one that cannot is built again.
 
     Raises:
-        BadInput: what ``build`` raised, in the process that built and in those that waited.
+        BadInput: what ``build`` raised, in the process that built and in those that waited; or where ``target``'s
+            folder cannot be made or written.
     """
     if ready(target):
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (target.parent / GUARD).touch()
+    except OSError as refused:
+        raise BadInput(f"{target.parent} cannot be written ({refused.strerror}): set --data.cache_dir") from None
     lock, failure = target.with_name(f".{target.name}.lock"), target.with_name(f".{target.name}.error")
     begin = time.time()
     while not ready(target):
@@ -112,7 +118,7 @@ def _fill(folder: Path, build: Callable[[Path], None]) -> None:
 
 def _acquire(lock: Path) -> bool:
     """Create the lock file, or take over one whose holder is dead or silent."""
-    with lock.with_name(".guard").open("a") as guard:
+    with lock.with_name(GUARD).open("a") as guard:
         # Judging a lock and removing it are one act: a waiter that judged late would remove its successor's.
         fcntl.flock(guard, fcntl.LOCK_EX)
         if lock.exists() and _abandoned(lock):

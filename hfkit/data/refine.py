@@ -20,7 +20,7 @@ from hfkit.data.dedup import exact_hash, signatures
 from hfkit.data.documents import Document
 from hfkit.data.drafts import OVERLAPS, Draft
 from hfkit.data.holdout import Holdout, build_holdout, choose_split, holds_out
-from hfkit.data.hooks import Hook, load_hooks
+from hfkit.data.hooks import Hook, call_hook, load_hooks
 from hfkit.data.sources import Part, Source
 from hfkit.data.texts import TextWriter, join_texts
 from hfkit.data.winnow import compare, open_passages, write_kept
@@ -132,7 +132,7 @@ class Cleaned(NamedTuple):
 def clean_documents(documents: Sequence[Document], config: DataConfig) -> list[Cleaned]:
     """Clean documents, and hash what is left (in a worker process)."""
     hooks = list(zip(config.hooks, load_hooks(config.hooks), strict=True))
-    cleaned = [_clean_one(document.text, config, hooks) for document in documents]
+    cleaned = [_clean_one(document, config, hooks) for document in documents]
     kept = [text for text, _ in cleaned if text is not None]
     rows = iter(signatures(kept, config.dedup) if config.dedup.near else [])
     return [
@@ -147,10 +147,10 @@ def clean_documents(documents: Sequence[Document], config: DataConfig) -> list[C
     ]
 
 
-def _clean_one(raw: str, config: DataConfig, hooks: list[tuple[str, Hook]]) -> tuple[str | None, list[str]]:
-    text, rules = clean(raw, config.clean)
+def _clean_one(document: Document, config: DataConfig, hooks: list[tuple[str, Hook]]) -> tuple[str | None, list[str]]:
+    text, rules = clean(document.text, config.clean)
     for name, hook in hooks:
-        if text is not None and (changed := hook(text)) != text:
+        if text is not None and (changed := call_hook(name, hook, text, document.where)) != text:
             text, rules = changed, [*rules, name]
     if not text:
         return None, rules or ["empty"]

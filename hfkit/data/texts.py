@@ -12,6 +12,8 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from hfkit.settings import BadInput
+
 SCHEMA = pyarrow.schema([("text", pyarrow.string()), ("where", pyarrow.string())])
 GROUP = 1 << 20  # bytes of text in a row group, at least: what a worker takes at once, and what is held in memory
 
@@ -64,7 +66,15 @@ class TextWriter:
 
     def _hand_over(self) -> None:
         if self.rows:
-            self._append(pyarrow.table([list(column) for column in zip(*self.rows, strict=True)], schema=self.schema))
+            columns = [list(column) for column in zip(*self.rows, strict=True)]
+            try:
+                table = pyarrow.table(columns, schema=self.schema)
+            except pyarrow.ArrowCapacityError:
+                _, where, *_ = max(self.rows, key=lambda row: len(row[0]))
+                raise BadInput(
+                    f"{where}: is over 2 GiB, more than one document may hold; set data.document to paragraph or line"
+                ) from None
+            self._append(table)
             self.rows, self.size = [], 0
 
     def _append(self, table: pyarrow.Table) -> None:
