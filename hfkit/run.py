@@ -67,6 +67,8 @@ class Run:
         self.say, self.write_samples = self.recorder.say, self.recorder.write_samples
         if config.model.path and config.model.config_overrides:
             self.say("Note: model.config_overrides shape a new model, so they are not used: model.path has its shape.")
+        if config.model.path and config.model.preset != type(config.model).preset:
+            self.say(f"Note: model.preset {config.model.preset} is not used: model.path has its own shape.")
         self.hub = config.hub
         self.publisher = Publisher(self.hub, self.output_dir) if self.is_main else None
 

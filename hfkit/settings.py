@@ -43,6 +43,18 @@ def check_bounds(section: str, settings: object, **accepted: str) -> None:
             raise BadInput(f"{section}{name} must {wanted}, not {value}")
 
 
+def check_needed(section: str, settings: object, needed: str, *names: str) -> None:
+    """Refuse settings that were given and would do nothing, since ``needed`` was not.
+
+    Raises:
+        BadInput: for the first one.
+    """
+    for name in names:
+        default = getattr(type(settings), name, [])  # a dataclass has no attribute for a list
+        if not getattr(settings, needed) and (value := getattr(settings, name)) != default:
+            raise BadInput(f"{section}{name} {value} does nothing without {needed}: give both or neither")
+
+
 @dataclass
 class SourceConfig:
     """One of several sources of a mixture."""
@@ -67,8 +79,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.dataset is None):
             raise BadInput("each of data.sources needs either path or dataset")
-        if self.revision is not None and self.dataset is None:
-            raise BadInput(f"data.sources: revision {self.revision} is that of a dataset; files have none")
+        check_needed("data.sources: ", self, "dataset", "revision", "dataset_config", "split")
         if self.weight <= 0:
             raise BadInput(f"data.sources: weight must be above 0, not {self.weight}")
 
@@ -170,8 +181,7 @@ class RowsConfig:
     def __post_init__(self) -> None:
         if self.train_files is not None and self.dataset is not None:
             raise BadInput("give data.train_files or data.dataset, not both")
-        if self.revision is not None and self.dataset is None:
-            raise BadInput(f"data.revision {self.revision} is that of a dataset on the Hub; give data.dataset too")
+        check_needed("data.", self, "dataset", "revision", "dataset_config", "split", "validation_split", "test_split")
         check_bounds("data.", self, validation_share="[0, 1)", max_documents="[1, inf)")
 
     @property
@@ -285,6 +295,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         check_bounds("adapter.", self, rank="[0, inf)", alpha="(0, inf)", dropout="[0, 1)")
+        check_needed("adapter.", self, "rank", "alpha", "dropout", "target_modules")
         if self.rank and find_spec("peft") is None:
             raise BadInput("adapter.rank needs peft: pip install 'hfkit[peft]'")
         if self.quantize != "none" and not self.rank:
@@ -310,6 +321,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         check_bounds("tokenizer.", self, sample_bytes="[1, inf)")
+        check_needed("tokenizer.", self, "path", "revision")
         smallest = 256 + 6  # every byte, and tokenizer.SPECIAL_TOKENS
         if self.path is None and self.kind == "bpe" and self.vocab_size < smallest:
             raise BadInput(
@@ -339,6 +351,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_bounds("model.", self, dropout="[0, 1)")
+        check_needed("model.", self, "path", "revision")
 
 
 @dataclass
@@ -557,6 +570,7 @@ class RepositoryConfig:
     def __post_init__(self) -> None:
         if self.repo_id is not None and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.repo_id, re.ASCII):
             raise BadInput(f"hub.repo_id must be name/model, with letters, digits, - _ and ., not {self.repo_id!r}")
+        check_needed("hub.", self, "repo_id", "required")
 
 
 @dataclass
@@ -575,6 +589,7 @@ class PublishConfig(RepositoryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bounds("hub.", self, push_every="[0, inf)")
+        check_needed("hub.", self, "repo_id", "push_every", "include_checkpoints")
 
     @property
     def branch_every(self) -> int:

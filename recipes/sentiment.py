@@ -42,6 +42,8 @@ class SentimentConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.train.sample_every:
+            raise BadInput("train.sample_every: sentiment prints no samples while it trains; leave it out")
         check_bounds("", self, adapt="[0, inf)")
         if self.optim.z_loss:
             raise BadInput(

@@ -33,6 +33,8 @@ class TranslationConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.train.sample_every:
+            raise BadInput("train.sample_every: translation prints no samples while it trains; leave it out")
         if self.train.batch_stages:
             raise BadInput("train.batch_stages: a step of translation is a batch of similar lengths; leave it out")
         if earlier := self.model.average_checkpoints:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from hfkit.settings import (
     BadInput,
     DataConfig,
     GenerationSettings,
+    HubConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
@@ -100,7 +102,7 @@ def test_values_become_what_their_fields_say(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "optim: {learning_rate: 3e-4, epsilon: 1e-3}\n"
-        "model: {config_overrides: {rope_theta: 1e4, num_hidden_layers: 2}, revision: 2024-01-01}\n"
+        "model: {config_overrides: {rope_theta: 1e4, num_hidden_layers: 2}, path: a, revision: 2024-01-01}\n"
         "data:\n  text_column: no\n  cache_dir: /tmp/cache\n"
         "  sources:\n  - {path: [a.txt, b.txt], weight: 2}\n  - {dataset: some/set}\n",
     )
@@ -221,6 +223,29 @@ def test_bounds_that_belong_to_the_interval_are_accepted() -> None:
     OptimConfig(beta1=0.0, max_grad_norm=0.0, min_learning_rate_share=1.0, decay_share=0.0, warmup_steps=None)
     with pytest.raises(BadInput, match=r"share must lie in \(0, 1\], not 0"):
         check_bounds("", DataConfig(validation_share=0), validation_share="(0, 1]")
+
+
+@pytest.mark.parametrize(
+    ("section", "given", "needed"),
+    [
+        (DataConfig, {"revision": "v1"}, "dataset"),
+        (DataConfig, {"dataset_config": "en"}, "dataset"),
+        (DataConfig, {"split": "all"}, "dataset"),
+        (DataConfig, {"validation_split": "dev", "sources": [SourceConfig(path="a.txt")]}, "dataset"),
+        (SourceConfig, {"revision": "v1", "path": "a.txt"}, "dataset"),
+        (ModelConfig, {"revision": "v1"}, "path"),
+        (TokenizerConfig, {"revision": "v1"}, "path"),
+        (AdapterConfig, {"alpha": 16.0}, "rank"),
+        (AdapterConfig, {"dropout": 0.1}, "rank"),
+        (AdapterConfig, {"target_modules": ["q_proj"]}, "rank"),
+        (HubConfig, {"required": True}, "repo_id"),
+        (HubConfig, {"push_every": 100}, "repo_id"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(section: type, given: dict[str, Any], needed: str) -> None:
+    name = next(iter(given))
+    with pytest.raises(BadInput, match=rf"{name} .* does nothing without {needed}: give both or neither$"):
+        section(**given)
 
 
 def test_a_warm_up_over_the_run_is_refused_before_any_work() -> None:

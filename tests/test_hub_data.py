@@ -126,7 +126,7 @@ def test_what_does_not_exist_is_one_line(hub: LocalHub, commits: list[str], tmp_
     )
     assert "means nothing" in problem_of(dataset=str(tmp_path), revision="v1")
     for settings in ({"revision": "v1"}, {"revision": "v1", "train_files": "a.txt"}):
-        with pytest.raises(BadInput, match=r"data\.revision v1 is that of a dataset"):
+        with pytest.raises(BadInput, match=r"data\.revision v1 does nothing without dataset"):
             DataConfig(**settings)
-    with pytest.raises(BadInput, match="files have none"):
+    with pytest.raises(BadInput, match="revision v1 does nothing without dataset"):
         SourceConfig(path="a.txt", revision="v1")

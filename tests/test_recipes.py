@@ -214,6 +214,7 @@ def test_a_model_that_exists_keeps_its_shape_and_the_run_says_so(
     ended = server.run("pretrain", settings | other, tmp_path / "run")
     assert ended.code == 0, ended.stderr
     assert "model.config_overrides shape a new model, so they are not used" in ended.stdout + ended.stderr
+    assert "model.preset tiny is not used" in ended.stderr
     assert result_of(tmp_path / "run")["parameters"] == result_of(script.output_dir)["parameters"]
 
 

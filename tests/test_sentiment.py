@@ -232,6 +232,7 @@ GOOD: Rows = [("so fine", "good"), ("so sad", "bad"), ("a fine day", "good"), ("
         pytest.param({"model.label_smoothing": 1.0}, ("model.label_smoothing must lie in [0, 1)",), None,
                      id="label smoothing"),
         pytest.param({"optim.z_loss": 1e-4}, ("optim.z_loss", "vocabulary", "leave it out"), None, id="z-loss"),
+        pytest.param({"train.sample_every": 5}, ("train.sample_every", "leave it out"), None, id="samples"),
         pytest.param({"classify": " "}, ("classify: text 1 is empty",), None, id="nothing to classify"),
     ],
 )  # fmt: skip

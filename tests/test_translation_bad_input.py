@@ -89,6 +89,7 @@ CASES = [
         ("model.vocabularies separate trains two", "{}"),
     ),
     Case("prompt without text", {"model.prompt": "translate:"}, ("model.prompt", "{{source}}")),
+    Case("samples", {"train.sample_every": 5}, ("train.sample_every", "leave it out")),
     Case("stages", {"train.batch_stages": [[2, 2]]}, ("train.batch_stages", "similar lengths")),
     Case(
         "mean of more checkpoints than are kept",
