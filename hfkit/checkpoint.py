@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,14 @@ def step_folder(step: int) -> str:
 
 
 def save_checkpoint(
-    root: Path, step: int, writers: Writers, facts: dict[str, Any], keep: int = 2, best: int | None = None
+    root: Path, step: int, writers: Writers, facts: dict[str, Any], keep: int = 2, needed: Iterable[int | None] = ()
 ) -> Path:
-    """Write one checkpoint, then drop all but the newest ``keep`` and the one of step ``best``.
+    """Write one checkpoint, then drop all but it, the newest ``keep`` and those that are needed.
 
     Args:
         writers: File name → function that writes that file to the path it is given.
         facts: What the manifest says besides the files: world size, data key, configuration, progress.
+        needed: Steps whose checkpoints stay, such as the best one's.
 
     Raises:
         OSError: if there is no room or writing fails; earlier checkpoints are untouched.
@@ -76,7 +77,7 @@ def save_checkpoint(
         raise
     sync(root)
     _verified.add((str(final), digest_of(manifest)))
-    prune(root, keep, best)
+    prune(root, keep, {step, *needed})
     return final
 
 
@@ -128,8 +129,9 @@ def set_aside(folder: Path) -> None:
     os.replace(folder, folder.with_name(f".bad-{folder.name}-{uuid.uuid4().hex[:8]}"))
 
 
-def prune(root: Path, keep: int, best: int | None = None) -> None:
-    """Delete old checkpoints but the newest ``keep`` whole ones and the best; a damaged one counts for nothing."""
+def prune(root: Path, keep: int, needed: Iterable[int | None] = ()) -> None:
+    """Delete old checkpoints but the newest ``keep`` whole ones and the needed; a damaged one counts for nothing."""
+    stay = {step_folder(step) for step in needed if step is not None}
     whole = []
     for folder in list_checkpoints(root):
         try:
@@ -138,7 +140,7 @@ def prune(root: Path, keep: int, best: int | None = None) -> None:
         except BadInput:
             continue
     for old in whole[: -max(2, keep)]:
-        if best is None or old.name != step_folder(best):
+        if old.name not in stay:
             os.replace(old, root / f".trash-{old.name}-{uuid.uuid4().hex[:8]}")  # a kill leaves no half of a step-N
     for hidden in [*root.glob(".tmp-*"), *root.glob(".trash-*")]:
         shutil.rmtree(hidden, ignore_errors=True)

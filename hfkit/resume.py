@@ -2,14 +2,15 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hfkit.checkpoint import find_checkpoint, read_checkpoint
+from hfkit.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from hfkit.data.batches import Plan
-from hfkit.files import recover_folder
+from hfkit.files import digest_of, recover_folder
 from hfkit.hub import download_checkpoint
 from hfkit.remote import HubError
 from hfkit.settings import AdapterConfig, BadInput, HubConfig, OptimConfig
@@ -49,8 +50,12 @@ def describe_identity(
     return json.loads(json.dumps(identity, default=str))
 
 
-def choose_checkpoint(config: Any, output_dir: Path) -> Found | None:
-    """Return the checkpoint that ``config.resume`` names: auto, never, hub, or a path. The main process calls this."""
+def choose_checkpoint(config: Any, output_dir: Path, identity: dict[str, Any]) -> Found | None:
+    """Return the checkpoint that ``config.resume`` names: auto, never, hub, or a path. The main process calls this.
+
+    Args:
+        identity: This run's: what began at a path goes on where it was stopped if it is the same.
+    """
     resume, checkpoints = config.resume, output_dir / "checkpoints"
     if resume == "never":
         move_aside(output_dir)
@@ -61,7 +66,7 @@ def choose_checkpoint(config: Any, output_dir: Path) -> Found | None:
     if resume == "hub":
         return _newest_of_both(config.hub, checkpoints)
     try:
-        return Path(resume), read_checkpoint(Path(resume))
+        return _newest_since(Path(resume), checkpoints, identity)
     except BadInput as error:
         raise BadInput(f"resume: {error}; give auto, never, hub, or the path of a checkpoint") from None
 
@@ -83,15 +88,51 @@ def _newest_of_both(hub: HubConfig, checkpoints: Path) -> Found:
         return found
 
 
+def _newest_since(start: Path, checkpoints: Path, identity: dict[str, Any]) -> Found:
+    """Return the newest whole checkpoint here of this run, if it began at ``start`` and was stopped since, or that."""
+    manifest = read_checkpoint(start)
+    began = {"step": manifest["step"], "manifest": digest_of(manifest)}
+    found = find_checkpoint(checkpoints)
+    if found is not None and found[1].get("began") == began and found[1]["identity"] == identity:
+        return found
+    return start, {**manifest, "began": began}
+
+
+def make_way(output_dir: Path, source: Found) -> None:
+    """Move to previous-N/ what is not of the run that goes on from ``source``: later checkpoints, or another run."""
+    checkpoints, (start, manifest) = output_dir / "checkpoints", source
+    present = list_checkpoints(checkpoints)
+    if not start.resolve().is_relative_to(checkpoints.resolve()):
+        if present:
+            move_aside(output_dir)
+    elif later := [path for path in present if int(path.name[5:]) > manifest["step"]]:
+        aside = _make_aside(output_dir)
+        for path in [output_dir / name for name in STATE]:
+            if path.is_file():  # figures up to the step are of both runs
+                shutil.copy2(path, aside / path.name)
+        (aside / checkpoints.name).mkdir()
+        for path in later:
+            os.replace(path, aside / checkpoints.name / path.name)
+        if (output_dir / "model").exists():
+            os.replace(output_dir / "model", aside / "model")
+        print(f"Note: what came after step {manifest['step']} is in {aside}.", file=sys.stderr)
+
+
 def move_aside(output_dir: Path) -> None:
     """Move an earlier run's state to previous-N/."""
     present = [output_dir / name for name in STATE if (output_dir / name).exists()]
     if present:
-        taken = [path.name.removeprefix("previous-") for path in output_dir.glob("previous-*")]
-        aside = output_dir / f"previous-{1 + max((int(number) for number in taken if number.isdigit()), default=0)}"
-        aside.mkdir()
+        aside = _make_aside(output_dir)
         for path in present:
             os.replace(path, aside / path.name)
+
+
+def _make_aside(output_dir: Path) -> Path:
+    """Create the next previous-N/."""
+    taken = [path.name.removeprefix("previous-") for path in output_dir.glob("previous-*")]
+    aside = output_dir / f"previous-{1 + max((int(number) for number in taken if number.isdigit()), default=0)}"
+    aside.mkdir()
+    return aside
 
 
 def compare_identity(old: dict[str, Any], new: dict[str, Any], accepted: list[str], output_dir: Path) -> None:

@@ -32,7 +32,7 @@ from hfkit.publisher import Publisher
 from hfkit.recorder import Recorder
 from hfkit.remote import describe_model
 from hfkit.report import write_report
-from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity
+from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way
 from hfkit.selection import Selection
 from hfkit.settings import BadInput, OptimConfig, RunConfig
 from hfkit.sharding import gathered
@@ -60,6 +60,7 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.checkpoints = self.output_dir / "checkpoints"
         self.progress = Progressed()
+        self.began: dict[str, Any] | None = None  # the checkpoint whose path `resume` was given, if it was
         self.failed_saves = 0
         self.saved = -1
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -124,9 +125,10 @@ class Run:
             self.facts.tokenizer_hash,
             **self.facts.identity,
         )
-        source = self.on_main(lambda: choose_checkpoint(self.config, self.output_dir))
+        source = self.on_main(lambda: choose_checkpoint(self.config, self.output_dir, self.identity))
         if source is not None:
             compare_identity(source[1]["identity"], self.identity, self.config.resume_accept, self.output_dir)
+            self.on_main(lambda: make_way(self.output_dir, source))
         self.recorder.measure(module.model, getattr(self.config.data, "sequence_length", 0))
         if self.config.train.activation_checkpointing:
             checkpoint_blocks(module)
@@ -146,6 +148,7 @@ class Run:
         restore_model(folder, self.model)
         restore_optimizer(folder, self.model, getattr(self.optimizer, "optimizer", self.optimizer))
         self.progress = Progressed(**manifest["progress"])
+        self.began = manifest.get("began")
         if self.accelerator.scaler is not None and manifest.get("scaler"):
             self.accelerator.scaler.load_state_dict(manifest["scaler"])
 
@@ -266,14 +269,16 @@ class Run:
                 "data_key": self.facts.data_key,
                 "config_hash": digest_of(config_dict(self.config)),
                 "identity": self.identity,
+                "began": self.began,
                 "progress": asdict(self.progress),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             }
             failed = [False]
             if self.is_main:
                 try:
+                    needed = [self.progress.best_step, self.began and self.began["step"]]
                     keep = self.config.train.keep_checkpoints
-                    saved = save_checkpoint(self.checkpoints, step, writers, facts, keep, self.progress.best_step)
+                    saved = save_checkpoint(self.checkpoints, step, writers, facts, keep, needed)
                     self.failed_saves = 0
                     if status := current_status():
                         status.update(checkpoint=str(saved))

@@ -52,7 +52,7 @@ def writers(step: int) -> Writers:
 def save(root: Path, *steps: int, keep: int = 2, best: int | None = None) -> None:
     """Save a checkpoint after each of these steps."""
     for step in steps:
-        save_checkpoint(root, step, writers(step), FACTS, keep, best)
+        save_checkpoint(root, step, writers(step), FACTS, keep, [best])
 
 
 def steps(root: Path) -> list[int]:

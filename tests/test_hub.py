@@ -311,7 +311,7 @@ def test_resuming_takes_the_newest_of_both(
         output_dir = tmp_path / f"{here}-{len(changed)}-{len(hub.faults)}"
         if here is not None:
             shutil.copytree(run / f"checkpoints/step-{here:08d}", output_dir / f"checkpoints/step-{here:08d}")
-        found = choose_checkpoint(SimpleNamespace(resume="hub", hub=all_config(**changed)), output_dir)
+        found = choose_checkpoint(SimpleNamespace(resume="hub", hub=all_config(**changed)), output_dir, {})
         assert found is not None and found[0] == output_dir / "checkpoints" / f"step-{found[1]['step']:08d}"
         return int(found[1]["step"])
 
@@ -321,7 +321,7 @@ def test_resuming_takes_the_newest_of_both(
     assert chosen(2) == 2
     assert "HTTP 503: injected; going on from what is here" in capsys.readouterr().err
     with pytest.raises(BadInput, match="resume: HTTP 503"):
-        choose_checkpoint(config, tmp_path / "empty")
+        choose_checkpoint(config, tmp_path / "empty", {})
 
 
 # resolve_model

@@ -2,11 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from hfkit.checkpoint import list_checkpoints, save_checkpoint
 from hfkit.data.batches import Plan, Split
-from hfkit.resume import compare_identity, describe_identity
+from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way
 from hfkit.settings import AdapterConfig, BadInput, OptimConfig, RunConfig
 
 
@@ -40,3 +42,38 @@ def test_the_size_of_every_step_is_the_runs(tmp_path: Path) -> None:
 def test_what_changes_the_gradient_changes_the_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"optim\.z_loss was 0\.001, now 0\.0"):
         compare_identity(identity(z_loss=1e-3), identity(), [], tmp_path)
+
+
+def save(checkpoints: Path, *steps: int, **facts: object) -> dict[int, Path]:
+    """Save a checkpoint without tensors after each of these steps."""
+    return {step: save_checkpoint(checkpoints, step, {}, {"identity": {}, **facts}, keep=9) for step in steps}
+
+
+def resumed(output_dir: Path, start: Path, identity: dict[str, object]) -> Found:
+    """Return what a run with ``--resume start`` goes on from, after it made way for itself."""
+    found = choose_checkpoint(SimpleNamespace(resume=str(start)), output_dir, identity)
+    assert found is not None
+    make_way(output_dir, found)
+    return found
+
+
+def left(folder: Path) -> list[int]:
+    """Steps of the checkpoints below a folder."""
+    return [int(path.name[5:]) for path in list_checkpoints(folder / "checkpoints")]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_run_that_began_at_a_path_goes_on_where_it_was_stopped(tmp_path: Path, inside: bool) -> None:
+    output_dir = tmp_path / "run"
+    start = save(output_dir / "checkpoints" if inside else tmp_path / "elsewhere", 10)[10]
+    save(output_dir / "checkpoints", 20, 30)  # of an earlier run
+    (output_dir / "metrics.jsonl").write_text("figures\n")
+    folder, manifest = resumed(output_dir, start, {})
+    assert folder == start and left(output_dir / "previous-1") == [20, 30]
+    assert (output_dir / "previous-1" / "metrics.jsonl").exists()
+    assert (output_dir / "metrics.jsonl").exists() == inside  # they are this run's, too, up to step 10
+
+    save(output_dir / "checkpoints", 15, began=manifest["began"])
+    assert resumed(output_dir, start, {})[0].name == "step-00000015"
+    again, _ = resumed(output_dir, start, {"train.max_steps": 99})  # another run, which begins there as well
+    assert again == start and left(output_dir / "previous-2") == [15] and left(output_dir) == [10] * inside
