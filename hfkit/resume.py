@@ -12,6 +12,7 @@ from hfkit.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from hfkit.data.batches import Plan
 from hfkit.files import digest_of, recover_folder
 from hfkit.hub import download_checkpoint
+from hfkit.optim import warmup_steps
 from hfkit.remote import HubError
 from hfkit.settings import AdapterConfig, BadInput, HubConfig, OptimConfig
 
@@ -133,6 +134,14 @@ def _make_aside(output_dir: Path) -> Path:
     aside = output_dir / f"previous-{1 + max((int(number) for number in taken if number.isdigit()), default=0)}"
     aside.mkdir()
     return aside
+
+
+def warmed_up(optim: OptimConfig, max_steps: int, manifest: dict[str, Any]) -> int:
+    """Return the warm-up of a run of ``max_steps`` that is resumed: as given, or 2 % of the length that it began with."""
+    if optim.warmup_steps is not None:
+        return optim.warmup_steps
+    earlier = warmup_steps(optim, manifest["identity"]["train.max_steps"])  # of a checkpoint that does not say
+    return min(manifest.get("warmup_steps", earlier), max_steps)
 
 
 def compare_identity(old: dict[str, Any], new: dict[str, Any], accepted: list[str], output_dir: Path) -> None:

@@ -4,7 +4,7 @@ A recipe gives what differs: the data, the loss, how to evaluate and what to sam
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ from hfkit.launch import PushFailed, build_accelerator, current_status, stopper
 from hfkit.loop import Hooks, Loop, Preempted, Progressed, Rhythm
 from hfkit.losses import LossModule
 from hfkit.model import count_parameters
-from hfkit.optim import build_optimizer, build_schedule
+from hfkit.optim import build_optimizer, build_schedule, warmup_steps
 from hfkit.passport import write_passport
 from hfkit.publisher import Publisher
 from hfkit.recorder import Recorder
 from hfkit.remote import describe_model
 from hfkit.report import write_report
-from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way
+from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way, warmed_up
 from hfkit.selection import Selection
 from hfkit.settings import BadInput, OptimConfig, RunConfig
 from hfkit.sharding import gathered
@@ -114,7 +114,6 @@ class Run:
             module: The loss module.
         """
         self.plan, self.tokenizer = plan, tokenizer
-        self.schedule = build_schedule(optim, plan.max_steps)
         self.size = count_parameters(module.model)
         self.identity = describe_identity(
             self.config,
@@ -129,6 +128,9 @@ class Run:
         if source is not None:
             compare_identity(source[1]["identity"], self.identity, self.config.resume_accept, self.output_dir)
             self.on_main(lambda: make_way(self.output_dir, source))
+            optim = replace(optim, warmup_steps=warmed_up(optim, plan.max_steps, source[1]))
+        self.warmup_steps = warmup_steps(optim, plan.max_steps)
+        self.schedule = build_schedule(optim, plan.max_steps)
         self.recorder.measure(module.model, getattr(self.config.data, "sequence_length", 0))
         if self.config.train.activation_checkpointing:
             checkpoint_blocks(module)
@@ -270,6 +272,7 @@ class Run:
                 "config_hash": digest_of(config_dict(self.config)),
                 "identity": self.identity,
                 "began": self.began,
+                "warmup_steps": self.warmup_steps,
                 "progress": asdict(self.progress),
                 "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             }

@@ -367,7 +367,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = "cosine"
     """Shape after warm-up; `wsd` is constant, then falls linearly over the last `decay_share` of the run."""
     warmup_steps: int | None = None
-    """Optimizer steps of linear warm-up; null is 2 % of the run."""
+    """Optimizer steps of linear warm-up; null is 2 % of the run, and stays what it was where max_steps is raised."""
     min_learning_rate_share: float = 0.1
     """Where cosine and linear end, as a share of the peak."""
     decay_share: float = 0.2

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,41 @@ def test_signals_before_the_first_save_end_with_75_and_no_checkpoint(
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [".guard", "contents.json"]
     again = server.run("prepare", slowly_prepared(slowly), tmp_path / "run")
     assert (again.code, again.status["state"]) == (0, "done")
+
+
+def test_a_branch_from_before_the_decay_survives_its_preemptions(
+    server: Server, settings: Words, tmp_path: Path
+) -> None:
+    """Both in the folder of the run that it branches off from and elsewhere, at the rate that was reached there."""
+    wsd = settings | {"optim.schedule": "wsd", "train.log_every": 1, "train.eval_every": 0}
+    trunk = wsd | {"train.max_steps": 12, "train.save_every": 4, "train.keep_checkpoints": 3}
+    assert server.run("pretrain", trunk, tmp_path / "trunk").code == 0
+    inside = tmp_path / "trunk" / "checkpoints" / "step-00000004"
+    outside = shutil.copytree(inside, tmp_path / inside.name)
+
+    def preempt(pid: int, output_dir: Path) -> None:
+        def goes_on() -> bool:
+            return newest_step(output_dir) >= stopped_at + 2 and newest_step(output_dir) != 12  # the trunk's last
+
+        wait_for(goes_on, "checkpoints of the branch")
+        os.kill(pid, signal.SIGTERM)
+
+    found = []
+    for start, name in ((inside, "trunk"), (outside, "other")):
+        stopped_at = 4
+        for _ in range(2):  # the same command
+            branch = wsd | {"resume": start, "train.max_steps": 500}
+            ended = server.run("pretrain", branch, tmp_path / name, preempt)
+            assert (ended.code, ended.status["state"]) == (75, "preempted"), ended.stderr
+            assert f"at step {stopped_at}." in ended.stderr
+            stopped_at = newest_step(tmp_path / name)
+        assert start.exists()  # to branch off from once more
+        found.append([line for line in ended.metrics if line["step"] > 4])
+        assert {line["learning_rate"] for line in found[-1]} == {settings["optim.learning_rate"]}  # no new warm-up
+    assert all(mine == theirs for mine, theirs in zip(*found, strict=False))
+    aside = tmp_path / "trunk" / "previous-1"
+    assert sorted(path.name for path in (aside / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
+    assert {path.name for path in aside.iterdir()} >= {"model", "result.json", "metrics.jsonl", "report.html"}
 
 
 def slowly_prepared(settings: Words) -> Words:

@@ -8,7 +8,7 @@ import pytest
 
 from hfkit.checkpoint import list_checkpoints, save_checkpoint
 from hfkit.data.batches import Plan, Split
-from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way
+from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way, warmed_up
 from hfkit.settings import AdapterConfig, BadInput, OptimConfig, RunConfig
 
 
@@ -77,3 +77,11 @@ def test_a_run_that_began_at_a_path_goes_on_where_it_was_stopped(tmp_path: Path,
     assert resumed(output_dir, start, {})[0].name == "step-00000015"
     again, _ = resumed(output_dir, start, {"train.max_steps": 99})  # another run, which begins there as well
     assert again == start and left(output_dir / "previous-2") == [15] and left(output_dir) == [10] * inside
+
+
+@pytest.mark.parametrize("kept", [{"warmup_steps": 4}, {}])
+def test_a_longer_run_keeps_the_warm_up_that_it_began_with(kept: dict[str, int]) -> None:
+    manifest = {"identity": {"train.max_steps": 200}, **kept}
+    assert warmed_up(OptimConfig(), 5000, manifest) == 4
+    assert warmed_up(OptimConfig(warmup_steps=30), 5000, manifest) == 30
+    assert warmed_up(OptimConfig(), 3, manifest) == 3  # shorter, where that is accepted
