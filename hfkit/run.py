@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hfkit.card import write_model_card
-from hfkit.checkpoint import list_checkpoints, restore_model, restore_optimizer, save_checkpoint, state_writers
+from hfkit.checkpoint import restore_model, restore_optimizer, save_checkpoint, state_writers, step_folder
 from hfkit.compilation import checkpoint_blocks, compile_blocks
 from hfkit.config import config_dict, save_config
 from hfkit.data.batches import Plan, Reader
@@ -33,7 +33,7 @@ from hfkit.recorder import Recorder
 from hfkit.remote import describe_model
 from hfkit.report import write_report
 from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way, warmed_up
-from hfkit.selection import Selection
+from hfkit.selection import Selection, steps_to_average
 from hfkit.settings import BadInput, OptimConfig, RunConfig
 from hfkit.sharding import gathered
 from hfkit.status import as_text
@@ -279,7 +279,7 @@ class Run:
             failed = [False]
             if self.is_main:
                 try:
-                    needed = [self.progress.best_step, self.began and self.began["step"]]
+                    needed = [self.progress.best_step, self.began and self.began["step"], *self._steps_to_average(step)]
                     keep = self.config.train.keep_checkpoints
                     saved = save_checkpoint(self.checkpoints, step, writers, facts, keep, needed)
                     self.failed_saves = 0
@@ -302,21 +302,29 @@ class Run:
         The mean is tried where `train.average_checkpoints` asks for it, and taken where it is better on validation.
         """
         if not self.select:
-            self._average_last(evaluate, self.config.train.average_checkpoints)
+            self._average_last(evaluate)
             return
         self._forget_lost_best()
-        average = self.config.train.average_checkpoints
-        self.chosen = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), average)
+        averaged = self._saved_to_average()
+        self.chosen = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), averaged)
         self.evaluated = (-1, {})
 
-    def _average_last(self, evaluate: Evaluate, average: int) -> None:
-        """Put the mean of the last ``average`` checkpoints into the model where it is better than the last state."""
-        if not average:
-            return
-        kept = self.on_main(lambda: len(list_checkpoints(self.checkpoints)))
-        if kept < average:
-            self.say(f"Note: train.average_checkpoints is {average}, and {kept} were saved (train.save_every).")
-        if kept < 2:
+    def _steps_to_average(self, step: int) -> list[int]:
+        train = self.config.train
+        return steps_to_average(step, self.plan.max_steps, train.save_every, train.average_checkpoints)
+
+    def _saved_to_average(self) -> list[int]:
+        """Return the steps to average whose checkpoints are here, and say where some are not."""
+        wanted, average = self._steps_to_average(self.progress.step), self.config.train.average_checkpoints
+        saved = self.on_main(lambda: [step for step in wanted if (self.checkpoints / step_folder(step)).is_dir()])
+        if len(saved) < average:
+            self.say(f"Note: train.average_checkpoints is {average}, and {len(saved)} were saved (train.save_every).")
+        return saved
+
+    def _average_last(self, evaluate: Evaluate) -> None:
+        """Put the mean of the last checkpoints into the model where it is better than the last state."""
+        averaged = self._saved_to_average()
+        if len(averaged) < 2:
             return
         step = self.progress.step
         last = self.evaluated[1] if self.evaluated[0] == step else self._look(evaluate)
@@ -325,7 +333,7 @@ class Run:
         if self.on_main(lambda: self.selection.is_lost(self.checkpoints)):
             self.say(f"warning: no mean of checkpoints, since that of step {step} is not here")
             return
-        found = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), average)
+        found = self.selection.load_best(self.checkpoints, self.model, lambda: self._look(evaluate), averaged)
         taken = "averaged_steps" in found
         self.say(f"The mean of the last checkpoints is {'' if taken else 'not '}better than the last state.")
         self.chosen = {"averaged_steps": found["averaged_steps"], "last_eval_loss": last["eval_loss"]} if taken else {}

@@ -1,13 +1,27 @@
 """Which state of a run becomes its result: the last one, the best on validation, or the mean of the last ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hfkit.checkpoint import average_models, list_checkpoints, restore_model, step_folder
+from hfkit.checkpoint import average_models, restore_model, step_folder
 from hfkit.loop import Progressed
+
+
+def steps_to_average(step: int, max_steps: int, save_every: int, number: int) -> list[int]:
+    """Return the last ``number`` steps up to ``step`` that may be averaged: those that are saved in any case.
+
+    A checkpoint more, where a run was stopped or pushed, would make it another mean than that of an undisturbed run.
+
+    Example:
+        >>> steps_to_average(57, 65, save_every=10, number=2), steps_to_average(65, 65, save_every=10, number=2)
+        ([40, 50], [60, 65])
+    """
+    last = [step] if step == max_steps else []
+    earlier = range((step - len(last)) // save_every * save_every, 0, -save_every) if save_every else range(0)
+    return sorted([*last, *earlier[:number]][:number])
 
 
 class Selection:
@@ -44,19 +58,18 @@ class Selection:
         self.progress.best = self.progress.best_step = None
 
     def load_best(
-        self, checkpoints: Path, model: nn.Module, evaluate: Callable[[], dict[str, float]], average: int
+        self, checkpoints: Path, model: nn.Module, evaluate: Callable[[], dict[str, float]], averaged: Sequence[int]
     ) -> dict[str, Any]:
         """Put the best state into ``model``, or the mean of the last ones where that is better; return which it was.
 
         Args:
-            average: How many of the last checkpoints to average; 0 tries no mean.
+            averaged: Steps whose checkpoints, all of them here, to average; none tries no mean.
         """
-        saved = list_checkpoints(checkpoints)
-        if last := saved[-average:] if average else []:
+        last = [checkpoints / step_folder(step) for step in averaged]
+        if last:
             average_models(last, model)
             if self.improves(mean := evaluate()):
-                steps = [int(path.name.removeprefix("step-")) for path in last]
-                return {"averaged_steps": steps, f"best_{self.metric}": mean[self.metric]}
+                return {"averaged_steps": list(averaged), f"best_{self.metric}": mean[self.metric]}
         step = self.progress.best_step
         if step is not None:
             restore_model(checkpoints / step_folder(step), model)

@@ -442,10 +442,11 @@ class TrainConfig:
     sample_every: int = 0
     """Optimizer steps between printed samples (0: only at the end)."""
     keep_checkpoints: int = 2
-    """Checkpoints kept, at least 2; the best one by validation loss is kept beside them."""
+    """Checkpoints kept, at least 2; beside them the best one by validation loss, those to be averaged, and the one that
+    resume named by its path."""
     average_checkpoints: int = 0
-    """Try the mean of this many last checkpoints' weights as the result: it is taken where it is better on validation.
-    Pays where the learning rate does not fall to zero; 0 does not try."""
+    """Try the mean of this many last checkpoints' weights (of save_every and of the end) as the result: it is taken
+    where it is better on validation. Pays where the learning rate does not fall to zero; 0 does not try."""
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     """auto: the launcher's if set, else bf16 on a GPU that has it, else fp32. fp8: large products only; from 1 B on."""
     compile: bool | None = None

@@ -191,6 +191,11 @@ def test_the_mean_of_the_last_checkpoints_is_the_result_where_asked_for_and_bett
     again = server.run("pretrain", asked, tmp_path / "run")
     assert again.code == 0 and result_of(tmp_path / "run")["eval_loss"] == averaged["eval_loss"]
 
+    stopped = server.run("pretrain", asked, tmp_path / "again", before="test_recipes.stop_after_the_tenth_step")
+    assert stopped.code == 75 and (stopped.output_dir / "checkpoints" / "step-00000011").is_dir(), stopped.stderr
+    again = server.run("pretrain", asked, tmp_path / "again")
+    assert again.code == 0 and again.weights == ended.weights  # one checkpoint more is in no mean and drops none
+
     early = server.run("pretrain", settings | {"train.average_checkpoints": 2}, tmp_path / "early")  # still falling
     assert early.code == 0 and "averaged_steps" not in result_of(early.output_dir)
     assert "not better than the last state" in early.stderr
@@ -203,6 +208,20 @@ def test_a_result_of_other_settings_is_not_kept(server: Server, settings: Words,
     shutil.rmtree(tmp_path / "run" / "checkpoints")  # so nothing is left to compare the settings with
     other = server.run("pretrain", settings | {"seed": 1}, tmp_path / "run")
     assert other.code == 0, other.stderr
+def stop_after_the_tenth_step() -> None:
+    """Ask for a stop where a signal could have; the step on its way is then the last."""
+    from hfkit.launch import stopper
+    from hfkit.recorder import Recorder
+
+    advance = Recorder.advance
+
+    def advance_and_stop(self: Recorder, step: int, loss: float) -> None:
+        advance(self, step, loss)
+        stopper.requested = step == 10
+
+    Recorder.advance = advance_and_stop  # type: ignore[method-assign]
+
+
     assert other.weights != weights
     assert result_of(tmp_path / "run")["eval_loss"] == other.metrics[-1]["eval_loss"]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hfkit.checkpoint import average_models, list_checkpoints, save_checkpoint, state_writers
 from hfkit.loop import Progressed
-from hfkit.selection import Selection
+from hfkit.selection import Selection, steps_to_average
 
 
 def save_steps(folder: Path, values: dict[int, float]) -> nn.Linear:
@@ -44,9 +44,24 @@ def test_the_mean_of_the_last_states_is_taken_where_it_is_better(
         tried.append(model.weight.item())
         return {"eval_loss": loss_of_mean}
 
-    found = selection_of({1: 2.0, 2: 3.0, 3: 4.0}).load_best(tmp_path, model, evaluate, average=2)
+    found = selection_of({1: 2.0, 2: 3.0, 3: 4.0}).load_best(tmp_path, model, evaluate, [2, 3])
     assert tried == [6.0]
     assert (model.weight.item(), found) == (weight, chosen)
+
+
+@pytest.mark.parametrize(
+    ("step", "save_every", "number", "steps"),
+    [
+        (60, 10, 2, [50, 60]),
+        (57, 10, 2, [40, 50]),
+        (65, 10, 3, [50, 60, 65]),  # the last step of the run
+        (65, 0, 2, [65]),
+        (9, 10, 2, []),
+        (60, 10, 0, []),
+    ],
+)
+def test_only_what_is_saved_in_any_case_is_averaged(step: int, save_every: int, number: int, steps: list[int]) -> None:
+    assert steps_to_average(step, 65, save_every, number) == steps
 
 
 def test_a_mean_takes_buffers_along_and_leaves_integers(tmp_path: Path) -> None:
@@ -63,7 +78,7 @@ def test_a_mean_takes_buffers_along_and_leaves_integers(tmp_path: Path) -> None:
 
 def test_the_best_state_is_restored_without_a_mean(tmp_path: Path) -> None:
     model = save_steps(tmp_path, {1: 2.0, 2: 4.0})
-    found = selection_of({1: 2.0, 2: 3.0}).load_best(tmp_path, model, dict, average=0)
+    found = selection_of({1: 2.0, 2: 3.0}).load_best(tmp_path, model, dict, [])
     assert (model.weight.item(), found["best_step"]) == (2.0, 1)
 
 
@@ -73,5 +88,5 @@ def test_a_best_state_that_is_not_here_is_forgotten_and_not_claimed(tmp_path: Pa
     assert selection.is_lost(tmp_path)
     selection.forget()
     assert not selection.is_lost(tmp_path)
-    found = Selection("eval_loss", selection.progress).load_best(tmp_path, model, dict, average=2)
+    found = Selection("eval_loss", selection.progress).load_best(tmp_path, model, dict, [2, 3])
     assert (model.weight.item(), found["best_step"]) == (8.0, None)
