@@ -59,6 +59,11 @@ class Recorder:
         """Start the trackers that were asked for."""
         start_trackers(self.accelerator, tracking, settings, self.output_dir, self.progress.step)
 
+    def finish_trackers(self) -> None:
+        """Close the trackers; Accelerate's `end_training` would also end the process group, here alone."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
     @contextmanager
     def training(self, max_steps: int) -> Iterator[None]:
         """Show a bar and count training seconds inside a ``with`` block."""

@@ -23,7 +23,7 @@ from hfkit.export import Saved, export_description, export_model, has_weights
 from hfkit.facts import Facts
 from hfkit.files import digest_of, read_json, write_json
 from hfkit.launch import PushFailed, build_accelerator, current_status, stopper
-from hfkit.loop import Hooks, Loop, Preempted, Progressed, Rhythm
+from hfkit.loop import Diverged, Hooks, Loop, Preempted, Progressed, Rhythm
 from hfkit.losses import LossModule
 from hfkit.model import count_parameters
 from hfkit.optim import build_optimizer, build_schedule, warmup_steps
@@ -246,6 +246,9 @@ class Run:
         if self.select and self.selection.note(*self.evaluated):
             self._save(step)
 
+            except Diverged:  # of a sweep, whose next point is a run of its own
+                self.recorder.finish_trackers()
+                raise
     def _sample(self, step: int, sample: Callable[[nn.Module, int], None] | None) -> None:
         if sample is not None:
             with self.recorder.pause(), gathered(self.module):
@@ -378,8 +381,7 @@ class Run:
         print(as_text(result))
         self.say(f"The model is in {model_folder}, curves and samples in {self.output_dir / 'report.html'}.")
         self._finish_pushes(model_folder)
-        for tracker in self.accelerator.trackers:  # `end_training` would also end the process group, here alone
-            tracker.finish()
+        self.recorder.finish_trackers()
         return result
 
     def _finish_pushes(self, model_folder: Path | None) -> None:

@@ -5,8 +5,8 @@
     python recipes/sweep.py --config recipes/configs/pretrain/quickstart.yaml --output_dir runs/rates \
         --grid.optim.learning_rate 1e-3 3e-3 1e-2
 
-Each combination is a run of `pretrain.py`, in points/. One that has its result is not trained again: a sweep that was
-stopped goes on, inside a point too, and a grid that has grown trains what is new.
+Each combination is a run of `pretrain.py`, in points/. One that has its result, or diverged, is not trained again: a
+sweep that was stopped goes on, inside a point too, and a grid that has grown trains what is new.
 """
 
 import re
@@ -23,6 +23,7 @@ from hfkit.settings import BadInput, DataConfig, GenerationSettings, RunConfig
 
 BUILTIN = Path(__file__).parent / "configs" / "sweep" / "builtin.yaml"
 ONE = ("grid", "output_dir", "resume", "train.precision")  # what all points share; a process has one precision
+DIVERGED = "diverged.json"  # what a point that diverged leaves in place of a result
 LONGEST_NAME = 60  # characters of a point's settings in the name of its folder
 
 
@@ -138,21 +139,25 @@ def check_point(run: pretrain.PretrainConfig) -> None:
 
 
 def is_finished(run: pretrain.PretrainConfig) -> bool:
-    """Whether a point has the result of just these settings; what else its folder holds, the run itself judges."""
-    config = run.output_dir / "config.yaml"
-    has_result = config.exists() and (run.output_dir / "result.json").exists()
-    return has_result and run.resume == "auto" and read_yaml(config) == config_dict(run)
+    """Whether a point has the outcome of just these settings; what else its folder holds, the run itself judges."""
+    config, outcomes = run.output_dir / "config.yaml", ("result.json", DIVERGED)
+    has_outcome = config.exists() and any((run.output_dir / name).exists() for name in outcomes)
+    return has_outcome and run.resume == "auto" and read_yaml(config) == config_dict(run)
 
 
 def train(run: pretrain.PretrainConfig) -> None:
     """Train one point; one that diverges is a result, too."""
     run.output_dir.mkdir(parents=True, exist_ok=True)
+    if is_main_process():
+        (run.output_dir / DIVERGED).unlink(missing_ok=True)
     torch._dynamo.reset()  # other shapes' graphs would count against the limit of recompilations
     try:
         with redirect_stdout(io.StringIO()):  # its figures are in its folder; standard output gets the table
             pretrain.main(run)
     except Diverged as error:
-        print(f"{run.output_dir.name} diverged at {error}", file=sys.stderr)
+        if is_main_process():
+            print(f"{run.output_dir.name} diverged at {error}", file=sys.stderr)
+            write_json(run.output_dir / DIVERGED, {"message": str(error)})
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -136,12 +136,23 @@ def test_a_finished_point_of_other_settings_is_not_taken_for_this_one(
 def test_a_point_that_diverges_is_a_result(server: Server, settings: Words, tmp_path: Path) -> None:
     rates = {"grid.optim.learning_rate": [0.01, 1e30]}
     base = {key: value for key, value in settings.items() if not key.startswith("grid.")}
-    ended = server.run("sweep", base | rates | {"train.max_steps": 4}, tmp_path / "sweep")
+    extra = {"train.max_steps": 4, "tracking.to": ["tensorboard"]}
+    ended = server.run("sweep", base | rates | extra, tmp_path / "sweep", before="test_sweep.tell_closed_trackers")
     assert ended.code == 0, ended.stderr
     good, bad = points_of(tmp_path / "sweep")
     assert (good["state"], bad["state"], bad["eval_loss"]) == ("done", "diverged", None)
     assert "diverged at step" in ended.stderr and "learning_rate 0.01" in ended.stdout
     read(tmp_path / "sweep" / "sweep.html")
+    assert ended.stderr.count("tracker closed") == 2
+    again = server.run("sweep", base | rates | extra, tmp_path / "sweep")
+    assert again.code == 0 and again.stdout == ended.stdout and "Point" not in again.stderr, again.stderr
+
+
+def tell_closed_trackers() -> None:
+    """Print a line where a tracker is closed."""
+    from accelerate.tracking import TensorBoardTracker
+
+    TensorBoardTracker.finish = lambda self: print("tracker closed", file=sys.stderr)  # type: ignore[method-assign]
 
 
 def test_sizes_by_lengths_give_a_law_and_its_chart(tmp_path: Path) -> None:
