@@ -37,6 +37,8 @@ from hfkit.selection import Selection, steps_to_average
 from hfkit.settings import BadInput, OptimConfig, RunConfig
 from hfkit.sharding import gathered
 from hfkit.status import as_text
+from hfkit.tracking import flatten
+from hfkit.yaml12 import read_yaml
 
 MAX_FAILED_SAVES = 3  # in a row, before the run stops: it could lose more than it gains
 DESCRIPTION = ".description"  # configuration and tokenizer, published beside a checkpoint's weights
@@ -60,6 +62,7 @@ class Run:
         self.output_dir = Path(config.output_dir)
         self.checkpoints = self.output_dir / "checkpoints"
         self.progress = Progressed()
+        self.start = 0  # step that this process goes on from
         self.began: dict[str, Any] | None = None  # the checkpoint whose path `resume` was given, if it was
         self.failed_saves = 0
         self.saved = -1
@@ -150,6 +153,7 @@ class Run:
         restore_model(folder, self.model)
         restore_optimizer(folder, self.model, getattr(self.optimizer, "optimizer", self.optimizer))
         self.progress = Progressed(**manifest["progress"])
+        self.start = self.progress.step
         self.began = manifest.get("began")
         if self.accelerator.scaler is not None and manifest.get("scaler"):
             self.accelerator.scaler.load_state_dict(manifest["scaler"])
@@ -165,18 +169,9 @@ class Run:
             return
         if source and (status := current_status()):
             status.update(checkpoint=str(source), step=self.progress.step)
-        if self.progress.step < self.plan.max_steps:  # figures of an earlier end are not those of the steps to come
+        if self.progress.step < self.plan.max_steps:  # what an earlier end left is not of the steps to come
             (self.output_dir / "result.json").unlink(missing_ok=True)
-        save_config(self.config, self.output_dir / "config.yaml")
-        write_passport(
-            self.output_dir,
-            data=self.facts.data | describe_named(self.config.data),
-            tokenizer=self.facts.tokenizer,
-            seed=self.config.seed,
-            model=describe_model(self.config.model.path, self.config.model.revision),
-            resumed_from=self.progress.step if source else None,
-            num_processes=self.world_size,
-        )
+            self._write_origin(source is not None)
         if self.facts.audit:
             write_json(self.output_dir / "audit.json", self.facts.audit)
         if self.hub.repo_id and self.hub.branch_every:
@@ -186,6 +181,19 @@ class Run:
             self.say(f"Resuming from {source} at step {self.progress.step}.")
             if self.publisher and self.progress.step < self.plan.max_steps:
                 self.publisher.catch_up(self.output_dir / DESCRIPTION, self.checkpoints)
+
+    def _write_origin(self, resumed: bool) -> None:
+        """Write settings and passport, which repeat the run: those of the command that makes the result."""
+        save_config(self.config, self.output_dir / "config.yaml")
+        write_passport(
+            self.output_dir,
+            data=self.facts.data | describe_named(self.config.data),
+            tokenizer=self.facts.tokenizer,
+            seed=self.config.seed,
+            model=describe_model(self.config.model.path, self.config.model.revision),
+            resumed_from=self.progress.step if resumed else None,
+            num_processes=self.world_size,
+        )
 
     def train(
         self,
@@ -238,6 +246,9 @@ class Run:
             except Preempted:
                 self._finish_pushes(None)
                 raise
+            except Diverged:  # of a sweep, whose next point is a run of its own
+                self.recorder.finish_trackers()
+                raise
 
     def _evaluate(self, step: int, evaluate: Evaluate) -> None:
         with self.recorder.pause():
@@ -246,9 +257,6 @@ class Run:
         if self.select and self.selection.note(*self.evaluated):
             self._save(step)
 
-            except Diverged:  # of a sweep, whose next point is a run of its own
-                self.recorder.finish_trackers()
-                raise
     def _sample(self, step: int, sample: Callable[[nn.Module, int], None] | None) -> None:
         if sample is not None:
             with self.recorder.pause(), gathered(self.module):
@@ -375,6 +383,10 @@ class Run:
         if not self.is_main:
             return None
         assert result is not None
+        if complete[0]:
+            self._tell_unused()
+        elif self.start == self.progress.step:  # otherwise written before the first step
+            self._write_origin(resumed=True)
         write_json(self.output_dir / "result.json", result)
         write_report(self.output_dir)
         write_model_card(self.output_dir, self.hub.repo_id)
@@ -383,6 +395,15 @@ class Run:
         self._finish_pushes(model_folder)
         self.recorder.finish_trackers()
         return result
+
+    def _tell_unused(self) -> None:
+        """Say which settings are not those of the result that is here, and so had no effect."""
+        path, asked = self.output_dir / "config.yaml", flatten(config_dict(self.config))
+        used = flatten(read_yaml(path)) if path.exists() else {}
+        free = ("output_dir", "resume", "hub.", "tracking.")  # a finished run is published as it is asked for now
+        unused = [key for key in used if key in asked and used[key] != asked[key] and not key.startswith(free)]
+        if unused:
+            self.say(f"Note: the run was finished before, so these had no effect: {', '.join(unused)}.")
 
     def _finish_pushes(self, model_folder: Path | None) -> None:
         """Publish the finished model, if asked to, and note how the pushes ended.

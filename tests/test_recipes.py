@@ -158,6 +158,12 @@ def test_running_a_finished_run_again_prints_its_result(server: Server, settings
     assert again.stdout == first.stdout and "Evaluation" not in again.stderr
     assert kept == [(again.output_dir / name).read_bytes() for name in names]
 
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    later = server.run("pretrain", settings | {"generation.temperature": 0.5, "train.log_every": 2}, tmp_path / "run")
+    note = "Note: the run was finished before, so these had no effect: train.log_every, generation.temperature."
+    assert later.code == 0 and note in later.stderr and "Note" not in again.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text() == config  # it repeats the run
+
     shutil.rmtree(tmp_path / "run" / "model")
     (tmp_path / "run" / "result.json").unlink()
     made = server.run("pretrain", settings, tmp_path / "run")
@@ -185,16 +191,16 @@ def test_the_mean_of_the_last_checkpoints_is_the_result_where_asked_for_and_bett
     parts = [weights(f"checkpoints/step-{step:08d}") for step in (8, 10, 12)]
     assert weights("model").allclose(sum(parts) / 3, rtol=1e-5, atol=1e-7)
 
+    stopped = server.run("pretrain", asked, tmp_path / "again", before="test_recipes.stop_after_the_tenth_step")
+    assert stopped.code == 75 and (stopped.output_dir / "checkpoints" / "step-00000011").is_dir(), stopped.stderr
+    again = server.run("pretrain", asked, tmp_path / "again")
+    assert again.code == 0 and again.weights == ended.weights  # one checkpoint more is in no mean and drops none
+
     plain = server.run("pretrain", shaky, tmp_path / "run")  # asked for otherwise, a finished run changes its result
     assert plain.code == 0 and "averaged_steps" not in result_of(tmp_path / "run")
     assert result_of(tmp_path / "run")["eval_loss"] == last and weights("model").equal(parts[2])
     again = server.run("pretrain", asked, tmp_path / "run")
     assert again.code == 0 and result_of(tmp_path / "run")["eval_loss"] == averaged["eval_loss"]
-
-    stopped = server.run("pretrain", asked, tmp_path / "again", before="test_recipes.stop_after_the_tenth_step")
-    assert stopped.code == 75 and (stopped.output_dir / "checkpoints" / "step-00000011").is_dir(), stopped.stderr
-    again = server.run("pretrain", asked, tmp_path / "again")
-    assert again.code == 0 and again.weights == ended.weights  # one checkpoint more is in no mean and drops none
 
     early = server.run("pretrain", settings | {"train.average_checkpoints": 2}, tmp_path / "early")  # still falling
     assert early.code == 0 and "averaged_steps" not in result_of(early.output_dir)
@@ -202,12 +208,6 @@ def test_the_mean_of_the_last_checkpoints_is_the_result_where_asked_for_and_bett
     assert result_of(early.output_dir)["eval_loss"] == early.metrics[-1]["eval_loss"]
 
 
-def test_a_result_of_other_settings_is_not_kept(server: Server, settings: Words, tmp_path: Path) -> None:
-    first = server.run("pretrain", settings, tmp_path / "run")
-    weights = first.weights
-    shutil.rmtree(tmp_path / "run" / "checkpoints")  # so nothing is left to compare the settings with
-    other = server.run("pretrain", settings | {"seed": 1}, tmp_path / "run")
-    assert other.code == 0, other.stderr
 def stop_after_the_tenth_step() -> None:
     """Ask for a stop where a signal could have; the step on its way is then the last."""
     from hfkit.launch import stopper
@@ -222,6 +222,12 @@ def stop_after_the_tenth_step() -> None:
     Recorder.advance = advance_and_stop  # type: ignore[method-assign]
 
 
+def test_a_result_of_other_settings_is_not_kept(server: Server, settings: Words, tmp_path: Path) -> None:
+    first = server.run("pretrain", settings, tmp_path / "run")
+    weights = first.weights
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # so nothing is left to compare the settings with
+    other = server.run("pretrain", settings | {"seed": 1}, tmp_path / "run")
+    assert other.code == 0, other.stderr
     assert other.weights != weights
     assert result_of(tmp_path / "run")["eval_loss"] == other.metrics[-1]["eval_loss"]
 
