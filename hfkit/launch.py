@@ -70,7 +70,8 @@ def launch(main: Callable[[Any], None], config: Any, exclusive: bool = True) -> 
     """Run a recipe's ``main`` on this process and exit with the documented status.
 
     Args:
-        config: The recipe's settings; ``output_dir`` is locked by the main process for as long as ``main`` runs.
+        config: The recipe's settings; ``output_dir`` is locked by the main process for as long as ``main`` runs, unless
+            ``one_shot`` says that a model is only used: then nothing is locked, and no status left.
         exclusive: Refuse a folder that another run has locked; a recipe that only reads goes on without a status.
     """
     tune_process()
@@ -78,7 +79,8 @@ def launch(main: Callable[[Any], None], config: Any, exclusive: bool = True) -> 
     stopper.install()
     status: Status | None = None
     try:
-        if is_main_process() and (exclusive or not is_locked(Path(config.output_dir))):
+        leaves_status = is_main_process() and not getattr(config, "one_shot", False)
+        if leaves_status and (exclusive or not is_locked(Path(config.output_dir))):
             status = Status(Path(config.output_dir))
             _current.append(status)
             check_hub(config)

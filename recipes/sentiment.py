@@ -52,6 +52,11 @@ class SentimentConfig(RunConfig):
         if self.train.max_steps is None and self.train.epochs is None:
             self.train.epochs = EPOCHS
 
+    @property
+    def one_shot(self) -> bool:
+        """Whether a model is used and none trained."""
+        return self.classify is not None
+
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
     config = parse_config_or_builtin(SentimentConfig, BUILTIN)
@@ -86,7 +91,7 @@ from hfkit.tokenizer import tokenizer_hash, train_tokenizer
 
 def main(config: SentimentConfig) -> None:
     """Run the whole story, on every process that was launched."""
-    if config.classify is not None:
+    if config.one_shot:
         return classify(config)
     data = load_labelled(config.data)
     weights = compute_class_weights(config.model, data.labels["train"], data.label_names)

@@ -48,6 +48,11 @@ class TranslationConfig(RunConfig):
         if self.train.max_steps is None and self.train.epochs is None:
             self.train.epochs = EPOCHS
 
+    @property
+    def one_shot(self) -> bool:
+        """Whether a model is used and none trained."""
+        return self.translate is not None
+
 
 if __name__ == "__main__":  # before anything heavy is imported: help and mistakes answer at once
     config = parse_config_or_builtin(
@@ -83,7 +88,7 @@ from hfkit.translation_scores import score_held_out_pairs, score_translations, w
 
 def main(config: TranslationConfig) -> None:
     """Run the whole story, on every process that was launched."""
-    if config.translate is not None:
+    if config.one_shot:
         return translate_texts(config)
     data = load_pairs(config.data)
     tokenizer, target_tokenizer = choose_tokenizers(config.model, config.tokenizer, data.train)

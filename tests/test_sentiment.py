@@ -151,6 +151,7 @@ def test_classify_prints_a_line_for_each_text(server: Server, finished: Ended, t
     row = json.loads(ended.stdout)
     assert row["text"] == "a fine thing" and row["prediction"] in WORDS
     assert sum(row["scores"].values()) == pytest.approx(1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_again_repeats_the_result(server: Server, settings: Words, finished: Ended) -> None:

@@ -123,6 +123,7 @@ def test_is_one_line_and_status_2(server: Server, settings: Words, tmp_path: Pat
     ended = server.run("translation", settings | change, tmp_path / "run")
     assert_refused(ended, *(str(fill(word)) for word in case.words))
     assert_nothing_written(tmp_path / "run")
+    assert "translate" not in change or not (tmp_path / "run").exists()  # not even a status: it may be a training's
 
 
 def test_the_settings_themselves_work(server: Server, settings: Words, tmp_path: Path) -> None:
