@@ -150,6 +150,7 @@ CASES = [
     Case("fp8 on a CPU", {"train.precision": "fp8"}, ("train.precision fp8", "Hopper", "use bf16 or fp32")),
     Case("unknown flag", {"train.max_step": 4}, ("--train.max_step", "did you mean `--train.max_steps`")),
     Case("wrong type", {"train.max_steps": "many"}, ("train.max_steps", "a whole number", "many")),
+    Case("no step", {"train.max_steps": None, "train.epochs": 1e-9}, ("train.epochs", "no step", "give more")),
     Case("steps and epochs", {"train.max_steps": 4, "train.epochs": 1}, ("train.max_steps", "train.epochs")),
     Case("warm-up over the run", {"optim.warmup_steps": 9}, ("optim.warmup_steps 9", "4")),
     Case(

@@ -206,6 +206,10 @@ class Plan:
     last: int | None
     """Sequences of the whole run, where `epochs` ends it inside a step."""
 
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise BadInput("train.epochs is so small a share of the data that the run has no step; give more")
+
 
 def plan_steps(config: TrainConfig, rows: int, length: int, rank: int = 0, world_size: int = 1) -> Plan:
     """Return the number of steps and the division of each.
