@@ -137,7 +137,7 @@ def _make_aside(output_dir: Path) -> Path:
 
 
 def warmed_up(optim: OptimConfig, max_steps: int, manifest: dict[str, Any]) -> int:
-    """Return the warm-up of a run of ``max_steps`` that is resumed: as given, or 2 % of the length that it began with."""
+    """Return the warm-up of a resumed run of ``max_steps``: as given, or 2 % of the length that it began with."""
     if optim.warmup_steps is not None:
         return optim.warmup_steps
     earlier = warmup_steps(optim, manifest["identity"]["train.max_steps"])  # of a checkpoint that does not say

@@ -432,7 +432,8 @@ class TrainConfig:
     """Smaller steps at the start, stage by stage: [[100, 8], [100, 16]] is 100 steps of 8 sequences and 100 of 16, and
     then global_batch_size. The learning-rate schedule counts steps as ever."""
     micro_batch_size: int | None = None
-    """Sequences per forward pass and process; null takes the largest divisor up to 8. Changes speed and memory only."""
+    """Sequences per forward pass and process; null takes the largest divisor up to 8. Changes speed and memory,
+    and dropout's masks, only."""
     eval_every: int = 250
     """Optimizer steps between evaluations (0: only at the end)."""
     save_every: int = 250
