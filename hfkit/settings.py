@@ -744,7 +744,8 @@ class RunConfig:
     output_dir: Path = Path("runs")
     """Checkpoints, figures, report and the final model."""
     resume: str = "auto"
-    """auto: the newest whole checkpoint in output_dir; never; hub; or a checkpoint's path."""
+    """auto: the newest whole checkpoint in output_dir; never; hub; or a checkpoint's path, to branch off there: what
+    output_dir holds beyond it moves to previous-N/, and the same command again goes on with the branch."""
     resume_accept: list[str] = field(default_factory=list)
     """Settings that may differ from those of the run that is resumed, such as [max_steps]."""
     seed: int = 0
