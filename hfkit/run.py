@@ -63,7 +63,7 @@ class Run:
         self.checkpoints = self.output_dir / "checkpoints"
         self.progress = Progressed()
         self.start = 0  # step that this process goes on from
-        self.began: dict[str, Any] | None = None  # the checkpoint whose path `resume` was given, if it was
+        self.began: dict[str, Any] = {}  # the checkpoint whose path `resume` was given, if it was
         self.failed_saves = 0
         self.saved = -1
         self.evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -154,7 +154,7 @@ class Run:
         restore_optimizer(folder, self.model, getattr(self.optimizer, "optimizer", self.optimizer))
         self.progress = Progressed(**manifest["progress"])
         self.start = self.progress.step
-        self.began = manifest.get("began")
+        self.began = manifest.get("began", {})
         if self.accelerator.scaler is not None and manifest.get("scaler"):
             self.accelerator.scaler.load_state_dict(manifest["scaler"])
 
@@ -290,7 +290,7 @@ class Run:
             failed = [False]
             if self.is_main:
                 try:
-                    needed = [self.progress.best_step, self.began and self.began["step"], *self._steps_to_average(step)]
+                    needed = [self.progress.best_step, self.began.get("step"), *self._steps_to_average(step)]
                     keep = self.config.train.keep_checkpoints
                     saved = save_checkpoint(self.checkpoints, step, writers, facts, keep, needed)
                     self.failed_saves = 0
