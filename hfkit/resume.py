@@ -12,7 +12,6 @@ from hfkit.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from hfkit.data.batches import Plan
 from hfkit.files import digest_of, recover_folder
 from hfkit.hub import download_checkpoint
-from hfkit.optim import warmup_steps
 from hfkit.remote import HubError
 from hfkit.settings import AdapterConfig, BadInput, HubConfig, OptimConfig
 
@@ -140,7 +139,7 @@ def warmed_up(optim: OptimConfig, max_steps: int, manifest: dict[str, Any]) -> i
     """Return the warm-up of a resumed run of ``max_steps``: as given, or 2 % of the length that it began with."""
     if optim.warmup_steps is not None:
         return optim.warmup_steps
-    earlier = warmup_steps(optim, manifest["identity"]["train.max_steps"])  # of a checkpoint that does not say
+    earlier = optim.warmup_of(manifest["identity"]["train.max_steps"])  # of a checkpoint that does not say
     return min(manifest.get("warmup_steps", earlier), max_steps)
 
 

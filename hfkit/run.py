@@ -26,7 +26,7 @@ from hfkit.launch import PushFailed, build_accelerator, current_status, stopper
 from hfkit.loop import Diverged, Hooks, Loop, Preempted, Progressed, Rhythm
 from hfkit.losses import LossModule
 from hfkit.model import count_parameters
-from hfkit.optim import build_optimizer, build_schedule, warmup_steps
+from hfkit.optim import build_optimizer, build_schedule
 from hfkit.passport import write_passport
 from hfkit.publisher import Publisher
 from hfkit.recorder import Recorder
@@ -132,7 +132,7 @@ class Run:
             compare_identity(source[1]["identity"], self.identity, self.config.resume_accept, self.output_dir)
             self.on_main(lambda: make_way(self.output_dir, source))
             optim = replace(optim, warmup_steps=warmed_up(optim, plan.max_steps, source[1]))
-        self.warmup_steps = warmup_steps(optim, plan.max_steps)
+        self.warmup_steps = optim.warmup_of(plan.max_steps)
         self.schedule = build_schedule(optim, plan.max_steps)
         self.recorder.measure(module.model, getattr(self.config.data, "sequence_length", 0))
         if self.config.train.activation_checkpointing:
