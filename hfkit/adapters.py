@@ -3,6 +3,7 @@ quantised, and noise on the embeddings."""
 
 import copy
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def attach_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
         base_model_name_or_path=model.name_or_path or None,
     )
     try:
-        model.add_adapter(lora, ADAPTER)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # refused below, in one line
+            model.add_adapter(lora, ADAPTER)
     except ValueError as error:
         raise BadInput(f"adapter.target_modules: {' '.join(str(error).split())[:200]}") from None
     _check_own_weights(model)

@@ -197,8 +197,8 @@ def decoding(model: PreTrainedModel, settings: GenerationSettings) -> Generation
     )
 
 
-def room_after(model: PreTrainedModel, length: int) -> int:
-    """Return how many tokens the model's positions leave after a prompt of ``length``.
+def room_after(model: PreTrainedModel, length: int, name: str = "a prompt") -> int:
+    """Return how many tokens the model's positions leave after a prompt of ``length``, which complaints call ``name``.
 
     Raises:
         BadInput: if none is left.
@@ -207,7 +207,7 @@ def room_after(model: PreTrainedModel, length: int) -> int:
     if limit is None:
         return 1 << 30
     if length >= limit:
-        raise BadInput(f"a prompt of {length} tokens leaves no room in the model's {limit} positions; shorten it")
+        raise BadInput(f"{name} of {length} tokens leaves no room in the model's {limit} positions; shorten it")
     return limit - length
 
 

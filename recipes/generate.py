@@ -67,7 +67,8 @@ def main(config: GenerateConfig) -> None:
     tokenizer = load_tokenizer(str(config.model.path), config.model.revision)
     model = load_causal_lm(config.model)
     encoded = encode_prompts(tokenizer, prompts)
-    room_after(model, max(map(len, encoded)))  # refused before the first batch, not after it
+    for number, ids in enumerate(encoded, 1):  # before the first batch, not after it
+        room_after(model, len(ids), f"prompt {number}")
     begin = time.perf_counter()
     if len(prompts) == config.generation.num_samples == 1 and config.output_file is None:
         print(prompts[0], end="")

@@ -1,6 +1,7 @@
 """Generation against plain ``model.generate``: the same tokens in batches, as a stream, and cut at stop strings."""
 
 import copy
+import importlib
 import json
 import subprocess
 import sys
@@ -20,10 +21,11 @@ from transformers import (
 
 from hfkit.generation import TextStreamer, complete, continue_prompts, encode_prompts, stream
 from hfkit.model import generation_config
-from hfkit.settings import BadInput, GenerationSettings, TokenizerConfig
+from hfkit.settings import BadInput, GenerationSettings, ModelConfig, TokenizerConfig
 from hfkit.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "recipes"))
 TEXT = "The quick brown fox jumps over the lazy dog. Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich. 天地玄黃"
 PROMPTS = ["The quick", "fox", "Zwölf Boxkämpfer jagen Viktor", "a b c d e f g h"]
 GREEDY = GenerationSettings(max_new_tokens=12, temperature=0)
@@ -201,6 +203,17 @@ def test_special_tokens_in_a_prompt_are_its_characters(tokenizer) -> None:  # ty
 def test_settings_without_meaning_are_refused(change: str) -> None:
     with pytest.raises(BadInput):
         eval(f"GenerationSettings({change})")
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_the_first_batch(model, tokenizer, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    recipe = importlib.import_module("generate")
+    monkeypatch.setattr(recipe, "load_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr(recipe, "load_causal_lm", lambda _: model)
+    monkeypatch.setattr(recipe, "complete", lambda *_: pytest.fail("generated"))
+    (tmp_path / "prompts.txt").write_text("fox\n" + "0123456789" * 9 + "\n")
+    prompts = {"prompt_file": tmp_path / "prompts.txt", "batch_size": 1}
+    with pytest.raises(BadInput, match=r"prompt 2 of 90 tokens leaves no room in the model's 64 positions; shorten it"):
+        recipe.main(recipe.GenerateConfig(model=ModelConfig(path="any"), **prompts))
 
 
 def test_the_recipe_reads_files_and_pipes_and_writes_json_lines(model, tokenizer, tmp_path) -> None:  # type: ignore[no-untyped-def]
