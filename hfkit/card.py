@@ -131,7 +131,9 @@ def evaluated(config: dict[str, Any], result: dict[str, Any], passport: dict[str
     if data.get(f"{split}_files") or data.get("dataset") not in dataset_ids(config):
         return {"dataset_type": "text", "dataset_name": "evaluation text of the run", "dataset_split": split}
     commits = {facts["id"]: facts["revision"] for facts in passport.get("data", {}).get("datasets", [])}
-    name, source = data["dataset"], data.get(f"{split}_split") or f"{data.get('split')} (held out)"
+    trained = str(data.get("split"))
+    source = trained if split == "train" else data.get(f"{split}_split") or f"{trained} (held out)"
+    name = data["dataset"]
     where = {"dataset_type": name, "dataset_name": name, "dataset_split": source, "dataset_revision": commits.get(name)}
     return where | {"dataset_config": data.get("dataset_config")}
 

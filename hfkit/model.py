@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -100,8 +101,9 @@ def build_config(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Pre
         if type(preset.get(name)) is int and value is not None and (type(value) is not int or value < 1):
             raise BadInput(f"model.config_overrides: {name} must be a whole number of at least 1, not {value!r}")
     model_type = fields.pop("model_type")
-    with _buildable():
-        known = AutoConfig.for_model(model_type)
+    if model_type not in CONFIG_MAPPING:
+        raise BadInput(f"model.config_overrides: transformers has no model_type {model_type!r}")
+    known = AutoConfig.for_model(model_type)
     for name in fields:
         if not hasattr(known, name):
             close = get_close_matches(name, [*vars(known), *known.attribute_map], n=1)
@@ -133,7 +135,7 @@ def _buildable() -> Iterator[None]:
         yield
     except (ArithmeticError, KeyError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
         cause = error.__cause__ or error  # the strict dataclass wraps what a configuration checks
-        said = f"there is no {cause}" if isinstance(cause, KeyError) else str(cause)
+        said = f"transformers knows no {cause}" if isinstance(cause, KeyError) else str(cause)
         raise BadInput(f"model.config_overrides: {' '.join(said.split())[:300]}") from None
 
 

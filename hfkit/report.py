@@ -114,6 +114,8 @@ def head(name: str, result: dict[str, Any], lines: list[dict[str, Any]], passpor
         notes.append(f"not finished: step {format_number(lines[-1]['step'])}" if lines else "not finished")
     elif is_number(result.get("steps")):
         notes.append(f"{format_number(result['steps'])} steps")
+    if result.get("evaluated_on") == "train":
+        notes.append("nothing was held out: the figures are those of the training text")
     if len(sessions) > 1:
         notes.append("resumed once" if len(sessions) == 2 else f"resumed {len(sessions) - 1} times")
     figures = [

@@ -201,7 +201,8 @@ class DataConfig(RowsConfig):
     document_start: str | None = None
     """Regular expression: a line of a .txt that matches begins a new document (overrides `document`)."""
     split_by: Literal["document", "characters"] = "document"
-    """Hold out whole documents, or the last share of the text's characters (for one-file corpora)."""
+    """Hold out whole documents, or the last share of the text's characters (for one-file corpora); of a single document
+    its end is held out either way."""
     streaming: bool = False
     """Read the dataset as a stream, without downloading it first."""
     sources: list[SourceConfig] = field(default_factory=list)

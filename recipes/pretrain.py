@@ -71,7 +71,7 @@ def main(config: PretrainConfig) -> None:
 
     run.train(packed_rows(data.train, data.weights, length, plan.split, config.seed, last=plan.last), evaluate, sample)
     run.choose_result(evaluate)
-    run.finish(evaluate, sample, extra=None if data.validation else {"eval_split": "train"})
+    run.finish(evaluate, sample, extra=None if data.validation else {"evaluated_on": "train"})
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ def test_unknown_override_is_refused_with_a_suggestion(family: str, wrong: str, 
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "4 is no multiple of num_key_value_heads 3"),
         ({"head_dim": 0}, "negative power"),
         ({"hidden_act": 7}, "7"),
-        ({"hidden_act": "foo"}, "there is no 'foo'"),
-        ({"model_type": "foo"}, "foo"),
+        ({"hidden_act": "foo"}, "transformers knows no 'foo'"),
+        ({"model_type": "foo"}, "transformers has no model_type 'foo'"),
     ],
 )
 def test_impossible_override_is_bad_input_in_one_line(wrong: dict[str, Any], words: str) -> None:

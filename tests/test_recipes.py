@@ -376,7 +376,9 @@ def test_a_mixture_without_held_out_text_is_scored_on_all_of_it(
     text = json.loads((tmp_path / "run" / "audit.json").read_text())["splits"]["train"]
     result = result_of(tmp_path / "run")
     assert (result["eval_bytes"], result["eval_tokens"]) == (text["bytes"], text["tokens"] - text["documents"])
-    assert result["eval_split"] == "train" and "nothing is held out for validation" in ended.stderr
+    assert result["evaluated_on"] == "train" and "nothing is held out for validation" in ended.stderr
+    assert "nothing was held out" in (tmp_path / "run" / "report.html").read_text()
+    assert "Measured on the train split" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_a_model_with_fewer_positions_than_a_prompt_has_words_gives_its_samples(
@@ -386,4 +388,4 @@ def test_a_model_with_fewer_positions_than_a_prompt_has_words_gives_its_samples(
     short = {"model.preset": "gpt2-tiny", "model.config_overrides": shape, "data.sequence_length": 16}
     ended = server.run("pretrain", settings | short, tmp_path / "run")
     assert ended.code == 0, ended.stderr
-    assert (tmp_path / "run" / "samples.jsonl").exists() and "eval_split" not in result_of(tmp_path / "run")
+    assert (tmp_path / "run" / "samples.jsonl").exists() and "evaluated_on" not in result_of(tmp_path / "run")

@@ -200,7 +200,7 @@ def test_sizes_by_lengths_give_a_law_and_its_chart(tmp_path: Path) -> None:
         ({"grid.train.precision": ["bf16"]}, ("train.precision is one for all points",)),
         ({"grid.train.max_steps": []}, ("grid.train.max_steps holds no value",)),
         ({"grid.model.config_overrides.hiden_size": [8]}, ("no field 'hiden_size'", "did you mean 'hidden_size'")),
-        ({"grid.model.config_overrides.hidden_act": ["silu", "foo"]}, ("model.config_overrides: there is no 'foo'",)),
+        ({"grid.model.config_overrides.hidden_act": ["silu", "foo"]}, ("transformers knows no 'foo'",)),
         ({"grid.data.sequence_length": [16, 4096]}, ("sequence_length 4096", "2048")),
         ({"grid.model": [{"preset": "tiny"}]}, ("grid: model is a section; name a setting inside it",)),
         ({"grid.train.max_steps": [12, 4], "optim.warmup_steps": 8}, ("warmup_steps 8", "the run's 4 steps")),
