@@ -140,6 +140,12 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == [8, 9]
 
 
+def test_what_was_just_saved_stays_whatever_steps_are_there(tmp_path: Path) -> None:
+    save(tmp_path, 30, 40)
+    save(tmp_path, 20)
+    assert steps(tmp_path) == [20, 30, 40]
+
+
 def test_order_is_that_of_the_steps(tmp_path: Path) -> None:
     names = [step_folder(step) for step in (9, 99_999_999, 100_000_000)]  # the last has a digit more
     for name in names[::-1]:
