@@ -155,13 +155,13 @@ def block_masks(document: Tensor, window: int | None, *, compiled: bool = True) 
         window: As in ``isolation_mask``.
         compiled: Whether to compile the search for blocks, which else holds a (rows, T, T) tensor.
     """
-    mask = block_mask(document, None, compiled)
+    mask = block_mask(document, compiled=compiled)
     if window and window < document.shape[1]:
-        mask.windowed = block_mask(document, window, compiled)  # type: ignore[attr-defined]
+        mask.windowed = block_mask(document, window, compiled=compiled)  # type: ignore[attr-defined]
     return mask
 
 
-def block_mask(document: Tensor, window: int | None, compiled: bool) -> BlockMask:
+def block_mask(document: Tensor, window: int | None = None, *, compiled: bool = True) -> BlockMask:
     """Return causal attention inside documents, as blocks of which the kernel visits only those that hold something."""
     rows, length = document.shape
 

@@ -66,7 +66,7 @@ def test_one_graph_serves_packed_rows_wherever_their_documents_begin(
 ) -> None:
     """The block mask of a GPU; uncompiled, it has no backward pass on a CPU."""
 
-    def blocks(position_ids: Tensor, attention: str) -> BlockMask:
+    def blocks(position_ids: Tensor, attention: str, window: int | None) -> BlockMask:
         return block_mask((position_ids == 0).cumsum(-1), compiled=False)
 
     module = CausalLMLoss(tiny_model()).train()
