@@ -33,9 +33,9 @@ from hfkit.usage import find_task, is_tuned_to_chat, usage
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*", re.ASCII)
 
 
-def write_model_card(output_dir: Path, repo_id: str | None = None) -> str:
-    """Write ``model/README.md`` of a finished run, and return its text."""
-    text = render_model_card(output_dir, output_dir / "model", repo_id)
+def write_model_card(output_dir: Path, repo_id: str | None = None, said: dict[str, Any] | None = None) -> str:
+    """Write ``model/README.md`` of a finished run, and return its text; arguments as of ``render_model_card``."""
+    text = render_model_card(output_dir, output_dir / "model", repo_id, said=said)
     write_atomic(output_dir / "model" / "README.md", text)
     return text
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hfkit.adapters import stored_tensors
-from hfkit.files import digest, digest_of, read_json, sync, write_json
+from hfkit.files import digest, digest_of, finite, read_json, sync, write_json
 from hfkit.settings import BadInput
 
 MANIFEST = "manifest.json"
@@ -65,7 +65,7 @@ def save_checkpoint(
             write(temporary / name)
             sync(temporary / name)
             files[name] = {"bytes": (temporary / name).stat().st_size, "sha256": digest(temporary / name)}
-        manifest = {"format": FORMAT, "step": step, **facts, "files": files}
+        manifest = finite({"format": FORMAT, "step": step, **facts, "files": files})  # as it will be read
         write_json(temporary / MANIFEST, {**manifest, "digest": digest_of(manifest)})
         sync(temporary)
         final = root / step_folder(step)

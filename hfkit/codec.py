@@ -56,7 +56,8 @@ class Codec:
         return {split: tokens for split, (tokens, _) in encoded.items()}, {s: cut for s, (_, cut) in encoded.items()}
 
     def encode_sources(self, texts: Sequence[str]) -> tuple[list[list[int]], float]:
-        """Return what the model reads for each text, just as a plain tokenizer call gives it, and the share cut."""
+        """Return what the model reads for each text, as a plain tokenizer call gives it but for special
+        tokens spelled out, and the share cut."""
         if self.kind == "causal":
             return self._encode_prompts(texts)
         full = self._read([self.prefix + text for text in texts])

@@ -112,7 +112,7 @@ def digest_of(value: Any) -> str:
         >>> digest_of({"b": 1, "a": 2}) == digest_of({"a": 2, "b": 1})
         True
     """
-    return hashlib.sha256(json.dumps(finite(value), sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

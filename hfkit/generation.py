@@ -23,6 +23,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from hfkit.data.readers import check_text
+from hfkit.model import positions_of
 from hfkit.settings import BadInput, GenerationSettings
 from hfkit.tokenizer import encode_documents
 
@@ -203,7 +204,7 @@ def room_after(model: PreTrainedModel, length: int, name: str = "a prompt") -> i
     Raises:
         BadInput: if none is left.
     """
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions_of(model.config)
     if limit is None:
         return 1 << 30
     if length >= limit:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from hfkit.data.label_batches import Encoded, collate, encode_texts
+from hfkit.data.label_batches import Encoded, collate, encode_rows
 from hfkit.data.order import EMPTY
 from hfkit.loop import to_device
 from hfkit.metrics import score_classification
@@ -87,6 +87,6 @@ def classify_texts(path: str | Path, texts: Sequence[str], revision: str | None 
     advice = ", so it is no trained classifier; give a model that the sentiment recipe saved"
     model: Any = load_pretrained(AutoModelForSequenceClassification, folder, f"classify: {folder}", advice)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    encoded = encode_texts(tokenizer, texts, find_length(model.config), getattr(model.config, "long_texts", "head"))
+    encoded = encode_rows(tokenizer, texts, find_length(model.config), getattr(model.config, "long_texts", "head"))
     scores = predict(accelerator, model.to(accelerator.device), encoded, batch_size=32)
     return name_predictions(texts, None, scores, [model.config.id2label[n] for n in range(model.config.num_labels)])

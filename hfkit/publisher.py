@@ -255,11 +255,14 @@ def finish_command(config: PublishConfig, output_dir: Path) -> str:
     """Return the command that finishes a push, for a shell.
 
     Example:
-        >>> finish_command(PublishConfig("me/model", push_every=500), Path("my runs/a"))
-        "python recipes/push.py --model.path 'my runs/a' --hub.repo_id me/model --hub.push_every 500"
+        >>> finish_command(PublishConfig("me/model", push_every=500, license="mit"), Path("my runs/a"))
+        "python recipes/push.py --model.path 'my runs/a' --hub.repo_id me/model --hub.push_every 500 --hub.license mit"
     """
     words = ["python", "recipes/push.py", "--model.path", str(output_dir), "--hub.repo_id", str(config.repo_id)]
     for name in ("private", "push_every", "include_samples", "include_checkpoints"):
         if (value := getattr(config, name)) != getattr(PublishConfig, name):  # its default
             words += [f"--hub.{name}", str(value).lower()]
+    words += ["--hub.license", config.license] if config.license else []
+    languages = [config.language] if isinstance(config.language, str) else config.language or []
+    words += ["--hub.language", *languages] if languages else []
     return shlex.join(words)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hfkit.checkpoint import find_checkpoint, list_checkpoints, read_checkpoint
 from hfkit.data.batches import Plan
-from hfkit.files import digest_of, recover_folder
+from hfkit.files import digest_of, finite, recover_folder
 from hfkit.hub import download_checkpoint
 from hfkit.remote import HubError
 from hfkit.settings import AdapterConfig, BadInput, HubConfig, OptimConfig
@@ -47,7 +47,7 @@ def describe_identity(
         **{f"adapter.{name}": value for name, value in adapter.items()},
         **more,
     }
-    return json.loads(json.dumps(identity, default=str))
+    return json.loads(json.dumps(finite(identity), default=str))
 
 
 def choose_checkpoint(config: Any, output_dir: Path, identity: dict[str, Any]) -> Found | None:
@@ -90,6 +90,8 @@ def _newest_of_both(hub: HubConfig, checkpoints: Path) -> Found:
 
 def _newest_since(start: Path, checkpoints: Path, identity: dict[str, Any]) -> Found:
     """Return the newest whole checkpoint here of this run, if it began at ``start`` and was stopped since, or that."""
+    if not start.is_dir():
+        raise BadInput(f"there is no folder {start}")
     manifest = read_checkpoint(start)
     began = {"step": manifest["step"], "manifest": digest_of(manifest)}
     found = find_checkpoint(checkpoints)
@@ -139,8 +141,10 @@ def warmed_up(optim: OptimConfig, max_steps: int, manifest: dict[str, Any]) -> i
     """Return the warm-up of a resumed run of ``max_steps``: as given, or 2 % of the length that it began with."""
     if optim.warmup_steps is not None:
         return optim.warmup_steps
-    earlier = optim.warmup_of(manifest["identity"]["train.max_steps"])  # of a checkpoint that does not say
-    return min(manifest.get("warmup_steps", earlier), max_steps)
+    begun = manifest["identity"]
+    earlier = optim.warmup_of(begun["train.max_steps"])  # of a checkpoint that does not say, or was told another
+    told = begun.get("optim.warmup_steps") is not None
+    return min(earlier if told else manifest.get("warmup_steps", earlier), max_steps)
 
 
 def compare_identity(old: dict[str, Any], new: dict[str, Any], accepted: list[str], output_dir: Path) -> None:
@@ -150,7 +154,7 @@ def compare_identity(old: dict[str, Any], new: dict[str, Any], accepted: list[st
         accepted: Names that may differ, with or without their section.
     """
     # An earlier hfkit's checkpoint lacks settings that came later: it was saved under what is now their default.
-    old = {f"optim.{name}": value for name, value in asdict(OptimConfig()).items()} | old
+    old = {f"optim.{name}": value for name, value in asdict(OptimConfig()).items()} | finite(old)
     if "adapter.rank" in new:
         old = {f"adapter.{name}": value for name, value in asdict(AdapterConfig()).items()} | old
         old["adapter.rank"] = old.pop("model.lora_rank", old["adapter.rank"])  # its earlier name

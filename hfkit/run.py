@@ -389,7 +389,8 @@ class Run:
             self._write_origin(resumed=True)
         write_json(self.output_dir / "result.json", result)
         write_report(self.output_dir)
-        write_model_card(self.output_dir, self.hub.repo_id)
+        said = {"license": self.hub.license, "language": self.hub.language}  # maybe only now, of a finished run
+        write_model_card(self.output_dir, self.hub.repo_id, said)
         print(as_text(result))
         self.say(f"The model is in {model_folder}, curves and samples in {self.output_dir / 'report.html'}.")
         self._finish_pushes(model_folder)
@@ -401,7 +402,7 @@ class Run:
         path, asked = self.output_dir / "config.yaml", flatten(config_dict(self.config))
         used = flatten(read_yaml(path)) if path.exists() else {}
         free = ("output_dir", "resume", "hub.", "tracking.")  # a finished run is published as it is asked for now
-        unused = [key for key in used if key in asked and used[key] != asked[key] and not key.startswith(free)]
+        unused = [key for key in used if asked.get(key) not in (None, used[key]) and not key.startswith(free)]
         if unused:
             self.say(f"Note: the run was finished before, so these had no effect: {', '.join(unused)}.")
 

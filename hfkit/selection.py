@@ -63,10 +63,10 @@ class Selection:
         """Put the best state into ``model``, or the mean of the last ones where that is better; return which it was.
 
         Args:
-            averaged: Steps whose checkpoints, all of them here, to average; none tries no mean.
+            averaged: Steps whose checkpoints, all of them here, to average; fewer than two try no mean.
         """
         last = [checkpoints / step_folder(step) for step in averaged]
-        if last:
+        if len(last) > 1:
             average_models(last, model)
             if self.improves(mean := evaluate()):
                 return {"averaged_steps": list(averaged), f"best_{self.metric}": mean[self.metric]}

@@ -399,7 +399,7 @@ class OptimConfig:
             beta1="[0, 1)",
             beta2="[0, 1)",
             epsilon="(0, inf)",
-            max_grad_norm="[0, inf)",
+            max_grad_norm="[0, inf]",
             z_loss="[0, inf)",
         )
 
@@ -481,6 +481,8 @@ class TrainConfig:
                 raise BadInput(f"train.batch_stages holds [steps, sequences] of at least 1 each, not {stage}")
         if self.average_checkpoints == 1:
             raise BadInput("train.average_checkpoints 1 is no mean; give 2 or more, or 0 for none")
+        if self.average_checkpoints and not self.save_every:
+            raise BadInput(f"train.average_checkpoints {self.average_checkpoints} needs train.save_every above 0")
         if not 0 <= self.average_checkpoints <= self.keep_checkpoints:
             raise BadInput(
                 f"train.average_checkpoints {self.average_checkpoints} needs as many checkpoints; "

@@ -77,7 +77,7 @@ from hfkit.classification import (
     note_reading,
 )
 from hfkit.data.batches import plan_steps
-from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
+from hfkit.data.label_batches import Encoded, classification_rows, encode_rows
 from hfkit.data.labels import Labelled, load_labelled
 from hfkit.data.readers import given_texts
 from hfkit.facts import Facts
@@ -102,7 +102,7 @@ def main(config: SentimentConfig) -> None:
     length, long_texts = config.data.sequence_length, config.data.long_texts
     model = build_classifier(body, tokenizer, data.label_names, config.seed, config.adapter)
     note_reading(model.config, length, long_texts)
-    encoded = {split: encode_texts(tokenizer, texts, length, long_texts) for split, texts in data.texts.items()}
+    encoded = {split: encode_rows(tokenizer, texts, length, long_texts) for split, texts in data.texts.items()}
     run.say(notes_on(data, encoded, length))
 
     plan = plan_steps(config.train, len(encoded["train"].rows), length, run.rank, run.world_size)

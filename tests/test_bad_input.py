@@ -160,6 +160,11 @@ CASES = [
     ),
     Case("stages without sizes", {"train.batch_stages": [[2]]}, ("train.batch_stages", "[steps, sequences]", "[2]")),
     Case("a mean of one", {"train.average_checkpoints": 1}, ("train.average_checkpoints 1 is no mean",)),
+    Case(
+        "a mean of nothing",
+        {"train.average_checkpoints": 2, "train.save_every": 0},
+        ("train.average_checkpoints 2 needs train.save_every above 0",),
+    ),
     Case("negative mean", {"train.average_checkpoints": -1}, ("train.average_checkpoints -1",)),
     Case("negative z-loss", {"optim.z_loss": -1e-4}, ("optim.z_loss", "at least 0", "-0.0001")),
     Case(
@@ -168,7 +173,7 @@ CASES = [
         ("/file/cache", "cannot be written", "--data.cache_dir"),
         lambda folder: (folder / "file").touch(),
     ),
-    Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: ", "nowhere", "manifest.json")),
+    Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: there is no folder ", "nowhere", "path of a checkpoint")),
     Case("no tokenizer", {"tokenizer.path": "{}"}, ("{}", "tokenizer")),
     Case("no model", {"model.path": "{}", "tokenizer.path": "{}"}, ("{}",)),
 ]

@@ -27,7 +27,7 @@ from hfkit.classification import (
     load_classifier_tokenizer,
 )
 from hfkit.data.batches import Plan, Split
-from hfkit.data.label_batches import Encoded, classification_rows, encode_texts
+from hfkit.data.label_batches import Encoded, classification_rows, encode_rows
 from hfkit.loop import train_step
 from hfkit.optim import build_optimizer
 from hfkit.prediction import predict, score_labels
@@ -54,7 +54,7 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def encoded(tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    return encode_texts(tokenizer, TEXTS, length=8, how="windows")
+    return encode_rows(tokenizer, TEXTS, length=8, how="windows")
 
 
 def step_gradient(
@@ -115,7 +115,7 @@ def test_real_processes_take_the_steps_of_one(tokenizer: PreTrainedTokenizerBase
 
 
 def test_loss_is_torchs_weighted_mean(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    whole = encode_texts(tokenizer, TEXTS, length=64, how="head")
+    whole = encode_rows(tokenizer, TEXTS, length=64, how="head")
     weights = np.array([3.0, 1.0, 0.5])
     step = classification_rows(whole, LABELS, weights, Plan(1, Split(11, 11), None), seed=0, pad=1)(0)
     batch = step.micro_batches[0]
@@ -179,7 +179,7 @@ def test_class_weights_may_name_numbers() -> None:
 
 def test_special_tokens_in_a_text_are_its_characters(tokenizer: PreTrainedTokenizerBase) -> None:
     text = "one<|pad|> and<|endoftext|>"
-    (row,) = encode_texts(tokenizer, [text], length=99, how="head").rows
+    (row,) = encode_rows(tokenizer, [text], length=99, how="head").rows
     assert not set(row) & set(tokenizer.all_special_ids) and tokenizer.decode(row) == text
 
 
@@ -227,7 +227,7 @@ def test_every_body_gets_a_head_that_padding_leaves_alone(
     assert model.config.pad_token_id == own.pad_token_id
     assert model.config.id2label == dict(enumerate(NAMES))
     assert model.config.label2id == {name: number for number, name in enumerate(NAMES)}
-    scores = predict(Accelerator(cpu=True), model, encode_texts(own, TEXTS, 64, "head"), batch_size=11)
+    scores = predict(Accelerator(cpu=True), model, encode_rows(own, TEXTS, 64, "head"), batch_size=11)
     with torch.no_grad():
         alone = [model.eval()(torch.tensor([own(text)["input_ids"]])).logits.softmax(-1)[0] for text in TEXTS]
     np.testing.assert_allclose(scores, torch.stack(alone).numpy(), atol=1e-6)

@@ -159,10 +159,12 @@ def test_running_a_finished_run_again_prints_its_result(server: Server, settings
     assert kept == [(again.output_dir / name).read_bytes() for name in names]
 
     config = (tmp_path / "run" / "config.yaml").read_text()
-    later = server.run("pretrain", settings | {"generation.temperature": 0.5, "train.log_every": 2}, tmp_path / "run")
+    asked = {"generation.temperature": 0.5, "train.log_every": 2, "hub.license": "mit"}
+    later = server.run("pretrain", settings | asked, tmp_path / "run")
     note = "Note: the run was finished before, so these had no effect: train.log_every, generation.temperature."
     assert later.code == 0 and note in later.stderr and "Note" not in again.stderr
     assert (tmp_path / "run" / "config.yaml").read_text() == config  # it repeats the run
+    assert "license: mit" in (tmp_path / "run" / "model" / "README.md").read_text()
 
     shutil.rmtree(tmp_path / "run" / "model")
     (tmp_path / "run" / "result.json").unlink()

@@ -1,13 +1,15 @@
 """Whether a checkpoint is this run's."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from hfkit.checkpoint import list_checkpoints, save_checkpoint
+from hfkit.checkpoint import list_checkpoints, read_checkpoint, save_checkpoint
 from hfkit.data.batches import Plan, Split
+from hfkit.files import digest_of
 from hfkit.resume import Found, choose_checkpoint, compare_identity, describe_identity, make_way, warmed_up
 from hfkit.settings import AdapterConfig, BadInput, OptimConfig, RunConfig
 
@@ -42,6 +44,20 @@ def test_the_size_of_every_step_is_the_runs(tmp_path: Path) -> None:
 def test_what_changes_the_gradient_changes_the_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"optim\.z_loss was 0\.001, now 0\.0"):
         compare_identity(identity(z_loss=1e-3), identity(), [], tmp_path)
+
+
+def test_a_shape_that_holds_an_infinity_is_the_same_run_read_back(tmp_path: Path) -> None:
+    """Mamba's kind of model has ``time_step_limit`` (0.0, inf), which JSON has no word for."""
+    plan, shape = Plan(10, Split(4, 2), None), {"time_step_limit": (0.0, float("inf"))}
+    now = describe_identity(RunConfig(), OptimConfig(), plan, shape, "data", "tokenizer")
+    saved = save_checkpoint(tmp_path / "checkpoints", 1, {}, {"identity": now})
+    assert "Infinity" not in (saved / "manifest.json").read_text()
+    compare_identity(read_checkpoint(saved)["identity"], now, [], tmp_path)
+    earlier = {"format": 1, "step": 2, "identity": {**now, "model.time_step_limit": [0.0, float("inf")]}, "files": {}}
+    folder = tmp_path / "checkpoints" / "step-00000002"  # as they were written before
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({**earlier, "digest": digest_of(earlier)}))
+    compare_identity(read_checkpoint(folder)["identity"], now, [], tmp_path)
 
 
 def save(checkpoints: Path, *steps: int, **facts: object) -> dict[int, Path]:
@@ -85,3 +101,5 @@ def test_a_longer_run_keeps_the_warm_up_that_it_began_with(kept: dict[str, int])
     assert warmed_up(OptimConfig(), 5000, manifest) == 4
     assert warmed_up(OptimConfig(warmup_steps=30), 5000, manifest) == 30
     assert warmed_up(OptimConfig(), 3, manifest) == 3  # shorter, where that is accepted
+    given = {"identity": {"train.max_steps": 200, "optim.warmup_steps": 50}, **kept}
+    assert warmed_up(OptimConfig(), 200, given) == 4  # 50 were asked for then, and 2 % now

@@ -87,8 +87,14 @@ def test_links_to_folders_are_followed_and_end(tmp_path: Path) -> None:
     (tmp_path / "data" / "again").symlink_to(tmp_path / "data" / "real")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    write(tmp_path / "data" / ".store" / "kept" / "part.txt", "x")  # hidden, and shown by its link
+    (tmp_path / "data" / "part").symlink_to(tmp_path / "data" / ".store" / "kept")
     found = list_files(str(tmp_path / "data"), "data.train_files")
-    assert [str(path.relative_to(tmp_path / "data")) for path in found] == ["link/far.txt", "real/near.txt"]
+    assert [str(path.relative_to(tmp_path / "data")) for path in found] == [
+        "link/far.txt",
+        "part/part.txt",
+        "real/near.txt",
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such name")

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfkit.data.batches import Batch, Plan, Reader, Step
 from hfkit.data.order import EMPTY, shuffle
-from hfkit.tokenizer import encode_texts as tokenize
-from hfkit.tokenizer import special_around
+from hfkit.tokenizer import encode_texts, special_around
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Encoded:
     """Share of the texts that are longer than a row."""
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, how: str) -> Encoded:
+def encode_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, how: str) -> Encoded:
     """Tokenize texts as plain ``tokenizer(text)`` does, but for special tokens spelled out, and cut the long ones.
 
     Args:
@@ -37,7 +36,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], lengt
     before, after = special_around(tokenizer)
     room = length - len(before) - len(after)
     rows, owner, long = [], [], 0
-    for number, ids in enumerate(tokenize(tokenizer, texts)):
+    for number, ids in enumerate(encode_texts(tokenizer, texts)):
         long += len(ids) > room
         pieces = cut_ids(ids, room, how)
         rows += [before + piece + after for piece in pieces]

@@ -69,7 +69,7 @@ def _expand(entry: str, what: str, formats: tuple[str, ...]) -> list[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder and all folders inside, then of those that links lead to: each folder once."""
+    """Yield the files of a folder and all shown folders inside, then of those that links lead to: each folder once."""
     seen: set[str] = set()
     waiting = [str(folder)]
     while waiting:
@@ -79,6 +79,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
                 folders.clear()
                 continue
             seen.add(real)
+            folders[:] = [name for name in folders if not name.startswith(".")]
             yield from (Path(root, name) for name in names)
             waiting += sorted(path for name in folders if os.path.islink(path := os.path.join(root, name)))
 
