@@ -173,7 +173,7 @@ CASES = [
         ("/file/cache", "cannot be written", "--data.cache_dir"),
         lambda folder: (folder / "file").touch(),
     ),
-    Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: there is no folder ", "nowhere", "path of a checkpoint")),
+    Case("no checkpoint to resume", {"resume": "{}/nowhere"}, ("resume: there is no folder ", "path of a checkpoint")),
     Case("no tokenizer", {"tokenizer.path": "{}"}, ("{}", "tokenizer")),
     Case("no model", {"model.path": "{}", "tokenizer.path": "{}"}, ("{}",)),
 ]
